@@ -1,0 +1,111 @@
+//! Why a session ended: one value for the close frame, the log line and the counters.
+
+use std::fmt;
+use std::io;
+
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+/// The one reason why a session ended; the error type of a session, so `?` ends it.
+#[derive(Debug, thiserror::Error)]
+pub enum Disconnect {
+    /// The client closed, with this code if it gave one; it is echoed.
+    #[error("closed by the client{}", CodeOf(.0.as_ref()))]
+    ByClient(Option<CloseFrame>),
+    /// The server is told to stop.
+    #[error("server is shutting down")]
+    ShuttingDown,
+    /// The client broke RFC 6455.
+    #[error("protocol error")]
+    Protocol,
+    /// A text message was not UTF-8 (RFC 6455, section 8.1).
+    #[error("text is not UTF-8")]
+    NotUtf8,
+    /// A message was larger than `--max-message-size`.
+    #[error("message too big")]
+    TooBig,
+    /// Nothing came from the client within `--ping-timeout` of a ping.
+    #[error("keepalive ping timeout")]
+    NoPong,
+    /// The client fell behind what the room remembers.
+    #[error("too slow: fell behind the history of the room")]
+    Behind,
+    /// The client took nothing for `--write-timeout`; whatever is still unsent is lost to it.
+    #[error("too slow: took nothing for the write timeout")]
+    Stalled,
+    /// The TCP connection broke.
+    #[error("connection lost: {0}")]
+    Transport(#[source] io::Error),
+}
+
+impl Disconnect {
+    /// The close frame that tells the client, where it is ours to send (RFC 6455, section 7.4.1).
+    pub fn close_frame(&self) -> Option<CloseFrame> {
+        let code = match self {
+            Self::ShuttingDown => CloseCode::Away,
+            Self::Protocol => CloseCode::Protocol,
+            Self::NotUtf8 => CloseCode::Invalid,
+            Self::TooBig => CloseCode::Size,
+            Self::NoPong => CloseCode::Error,
+            Self::Behind | Self::Stalled => CloseCode::Again,
+            Self::ByClient(_) | Self::Transport(_) => return None,
+        };
+        Some(CloseFrame {
+            code,
+            reason: self.to_string().into(),
+        })
+    }
+
+    /// Whether what the client still sends no longer makes sense as WebSocket frames.
+    pub fn is_violation(&self) -> bool {
+        matches!(self, Self::Protocol | Self::NotUtf8 | Self::TooBig)
+    }
+}
+
+/// A close code in words, behind a comma; nothing where there was none.
+struct CodeOf<'a>(Option<&'a CloseFrame>);
+
+impl fmt::Display for CodeOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .map_or(Ok(()), |frame| write!(f, ", {}", u16::from(frame.code)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_close_code() {
+        let code = |why: Disconnect| why.close_frame().map(|frame| u16::from(frame.code));
+        assert_eq!(code(Disconnect::ByClient(None)), None);
+        assert_eq!(code(Disconnect::ShuttingDown), Some(1001));
+        assert_eq!(code(Disconnect::Protocol), Some(1002));
+        assert_eq!(code(Disconnect::NotUtf8), Some(1007));
+        assert_eq!(code(Disconnect::TooBig), Some(1009));
+        assert_eq!(code(Disconnect::NoPong), Some(1011));
+        assert_eq!(code(Disconnect::Behind), Some(1013));
+        assert_eq!(code(Disconnect::Stalled), Some(1013));
+        assert_eq!(
+            code(Disconnect::Transport(io::ErrorKind::BrokenPipe.into())),
+            None
+        );
+    }
+
+    #[test]
+    fn the_log_names_the_code_of_the_client() {
+        let frame = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "bye".into(),
+        };
+        assert_eq!(
+            Disconnect::ByClient(Some(frame)).to_string(),
+            "closed by the client, 1000"
+        );
+        assert_eq!(
+            Disconnect::ByClient(None).to_string(),
+            "closed by the client"
+        );
+    }
+}

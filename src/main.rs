@@ -1,0 +1,102 @@
+//! The command: arguments, logs, signals, exit code.
+
+use std::future::Future;
+use std::io;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+use wscast::config::{Config, LogFormat};
+use wscast::server::Server;
+
+fn main() -> ExitCode {
+    let config = match Config::from_args(std::env::args_os()) {
+        Ok(config) => config,
+        Err(asked) if !asked.use_stderr() => asked.exit(),
+        Err(error) => {
+            eprintln!("{}", one_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
+    };
+    start_log(config.log_format);
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = signals()?;
+    raise_descriptor_limit(&config);
+    let server = Server::bind(config.clone()).await?;
+    if let Some(address) = server.local_addrs()?.first() {
+        info!("{}", config.listening_line(address.port()));
+    }
+    server.run(stop).await;
+    info!("stopped");
+    Ok(())
+}
+
+/// Ready at the first SIGTERM or SIGINT; the next one ends the process at once.
+fn signals() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (first, heard) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut first = Some(first);
+        loop {
+            let number = tokio::select! {
+                _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
+                _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+            };
+            match first.take() {
+                Some(first) => drop(first.send(())),
+                // As a shell reports a process that a signal ended.
+                None => std::process::exit(128 + number),
+            }
+        }
+    });
+    Ok(async { heard.await.unwrap_or_default() })
+}
+
+/// Asks for the descriptors that `--max-connections` needs, and says so where there are fewer.
+fn raise_descriptor_limit(config: &Config) {
+    let needed = config.max_connections as u64 + DESCRIPTORS_OF_OUR_OWN;
+    match rlimit::increase_nofile_limit(needed) {
+        Ok(limit) if limit < needed => warn!(
+            "the system allows {limit} open files, too few for --max-connections {}: raise it with \
+             ulimit -n {needed}",
+            config.max_connections
+        ),
+        Ok(_) => {}
+        Err(error) => warn!("cannot tell how many open files are allowed: {error}"),
+    }
+}
+
+/// Listeners, standard streams, the runtime's own, and connections that are being refused.
+const DESCRIPTORS_OF_OUR_OWN: u64 = 512;
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        // A log that nobody can read any more must not end the server.
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// The words of a longer text on one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,153 @@
+//! What travels: messages, their ids, and the batches they are published in.
+
+use std::fmt;
+use std::ops::Range;
+
+use bytes::Bytes;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+/// The name of a message in its room, written `<epoch>-<seq>`; ids only ever grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId {
+    /// Unix time in milliseconds at which the room's log began.
+    pub epoch: u64,
+    /// Counts 1, 2, 3 … without holes within an epoch.
+    pub seq: u64,
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+/// One WebSocket message as its sender sent it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// A text message.
+    Text(Utf8Bytes),
+    /// A binary message.
+    Binary(Bytes),
+}
+
+impl Payload {
+    /// The bytes of the message, without any prefix.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+}
+
+/// A few messages encoded once, as the WebSocket frames that every client gets.
+#[derive(Debug, Clone, Default)]
+pub struct Frames {
+    bytes: Bytes,
+    marks: Box<[Mark]>,
+}
+
+/// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    /// Offset in bytes behind the frame's last byte.
+    pub end: usize,
+    /// Length of the payload in bytes; it is the tail of the frame.
+    pub payload: usize,
+}
+
+impl Frames {
+    /// Takes encoded frames, one mark a frame, in order.
+    pub fn new(bytes: Bytes, marks: Box<[Mark]>) -> Self {
+        debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
+        Self { bytes, marks }
+    }
+}
+
+/// Messages that were published together: consecutive ids, encoded once, shared by everybody.
+#[derive(Debug)]
+pub struct Batch {
+    first: MessageId,
+    frames: Frames,
+}
+
+impl Batch {
+    /// Names `frames`: the first of them gets `first`, the others the ids that follow.
+    pub fn new(first: MessageId, frames: Frames) -> Self {
+        Self { first, frames }
+    }
+
+    /// Number of messages.
+    pub fn len(&self) -> usize {
+        self.frames.marks.len()
+    }
+
+    /// Whether there is no message in it.
+    pub fn is_empty(&self) -> bool {
+        self.frames.marks.is_empty()
+    }
+
+    /// The sequence numbers of its messages.
+    pub fn seqs(&self) -> Range<u64> {
+        self.first.seq..self.first.seq + self.len() as u64
+    }
+
+    /// The id of the message with sequence number `seq`.
+    pub fn id(&self, seq: u64) -> MessageId {
+        MessageId {
+            epoch: self.first.epoch,
+            seq,
+        }
+    }
+
+    /// The frames of all messages from sequence number `seq` on.
+    pub fn frames_from(&self, seq: u64) -> Bytes {
+        match seq.saturating_sub(self.first.seq) {
+            0 => self.frames.bytes.clone(),
+            skipped => self.frames.bytes.slice(self.end(skipped as usize)..),
+        }
+    }
+
+    /// Bytes of all its frames, as they go to a socket.
+    pub fn frame_bytes(&self) -> usize {
+        self.frames.bytes.len()
+    }
+
+    /// Bytes of the payload of the message with sequence number `seq`.
+    pub fn payload_bytes(&self, seq: u64) -> usize {
+        self.frames.marks[(seq - self.first.seq) as usize].payload
+    }
+
+    /// Where the first `count` frames end.
+    fn end(&self, count: usize) -> usize {
+        self.frames.marks[count - 1].end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_order_by_epoch_then_by_sequence_number() {
+        let id = |epoch, seq| MessageId { epoch, seq };
+        assert!(id(1, 10) < id(1, 11));
+        assert!(id(1, 10) < id(2, 1));
+        assert_eq!(id(1732290000000, 43).to_string(), "1732290000000-43");
+    }
+
+    #[test]
+    fn a_batch_gives_the_frames_from_any_of_its_messages_on() {
+        let mark = |end, payload| Mark { end, payload };
+        let frames = Frames::new(
+            Bytes::from_static(b"abcdef"),
+            Box::new([mark(1, 1), mark(3, 0), mark(6, 2)]),
+        );
+        let batch = Batch::new(MessageId { epoch: 7, seq: 5 }, frames);
+        assert_eq!(batch.seqs(), 5..8);
+        let from: Vec<_> = (5..8).map(|seq| batch.frames_from(seq)).collect();
+        assert_eq!(from, ["abcdef", "bcdef", "def"]);
+        assert_eq!(batch.payload_bytes(7), 2);
+        assert_eq!(batch.id(6).to_string(), "7-6");
+    }
+}

@@ -1,0 +1,102 @@
+//! The live messages that wait for one client.
+
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::message::Batch;
+
+/// What may wait for one client; one batch may always, however large.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// Number of messages.
+    pub messages: usize,
+    /// Bytes of their frames.
+    pub bytes: usize,
+}
+
+impl Bound {
+    /// Whether so much may wait.
+    pub fn allows(self, messages: usize, bytes: usize) -> bool {
+        messages <= self.messages && bytes <= self.bytes
+    }
+}
+
+/// A bounded queue between a room, which never waits, and one client, which takes all there is.
+///
+/// A queue is attached while its room fills it. It is detached for good reason by the room (it was
+/// full, or the room ended), and what it held until then can still be taken.
+#[derive(Debug, Default)]
+pub struct Queue(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    batches: Vec<Arc<Batch>>,
+    messages: usize,
+    bytes: usize,
+    attached: bool,
+    client: Option<Waker>,
+}
+
+impl Queue {
+    /// The room fills it from now on.
+    pub fn attach(&self) {
+        self.0.lock().attached = true;
+    }
+
+    /// The room no longer fills it.
+    pub fn detach(&self) {
+        let mut state = self.0.lock();
+        state.attached = false;
+        state.wake();
+    }
+
+    /// Whether the room fills it.
+    pub fn is_attached(&self) -> bool {
+        self.0.lock().attached
+    }
+
+    /// Adds a batch; where it does not fit, detaches instead and returns false.
+    pub fn push(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
+        let mut state = self.0.lock();
+        let messages = state.messages + batch.len();
+        let bytes = state.bytes + batch.frame_bytes();
+        if state.batches.is_empty() || bound.allows(messages, bytes) {
+            state.batches.push(batch.clone());
+            state.messages = messages;
+            state.bytes = bytes;
+        } else {
+            state.attached = false;
+        }
+        state.wake();
+        state.attached
+    }
+
+    /// Takes all that waits, leaving the empty `into` in its place; `false` where nothing waits and
+    /// nothing will come.
+    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Arc<Batch>>) -> Poll<bool> {
+        debug_assert!(into.is_empty());
+        let mut state = self.0.lock();
+        if !state.batches.is_empty() {
+            mem::swap(&mut state.batches, into);
+            state.messages = 0;
+            state.bytes = 0;
+            Poll::Ready(true)
+        } else if state.attached {
+            state.client = Some(cx.waker().clone());
+            Poll::Pending
+        } else {
+            Poll::Ready(false)
+        }
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.wake();
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The server: binding, accepting, draining.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::select;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, info_span, warn};
+
+use crate::backend::Backend;
+use crate::config::Config;
+use crate::http::Http;
+use crate::hub::Hub;
+use crate::session::Session;
+
+/// Connections that wait in the kernel to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// How many peers are told at a time that no place is left; beyond that they are only closed.
+const REFUSALS: usize = 256;
+
+/// How long accepting rests when the machine has run out of descriptors or memory.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Bytes that the kernel takes for a client ahead of what it can send: the rest waits here, where
+/// it is bounded, shared between clients and known to the heartbeat.
+const UNSENT: u32 = 128 * 1024;
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<TcpListener>,
+    places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    config: Arc<Config>,
+    hub: Arc<Hub>,
+    draining: CancellationToken,
+}
+
+impl Server {
+    /// Binds every address that `--host` resolves to, all with the same port.
+    ///
+    /// # Errors
+    /// One line that names the option and the remedy.
+    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        config.validate().map_err(|message| anyhow!(message))?;
+        let config = Arc::new(config);
+        let draining = CancellationToken::new();
+        Ok(Self {
+            listeners: listen(&config.host, config.port).await?,
+            places: Arc::new(Semaphore::new(config.max_connections)),
+            refusals: Arc::new(Semaphore::new(REFUSALS)),
+            hub: Arc::new(Hub::new(config.clone(), Backend::memory())),
+            config,
+            draining,
+        })
+    }
+
+    /// The addresses it listens on.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.listeners.iter().map(TcpListener::local_addr).collect()
+    }
+
+    /// What can be asked of a server from outside while it runs.
+    pub fn monitor(&self) -> Monitor {
+        Monitor {
+            places: self.places.clone(),
+            max_connections: self.config.max_connections,
+            hub: self.hub.clone(),
+        }
+    }
+
+    /// Serves until `stop` is ready, then drains: no new connection, half-done handshakes are
+    /// answered 503, every client gets what its room holds for it, then 1001. Whoever is not gone
+    /// within `--drain-timeout` is dropped.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        let mut connections = JoinSet::new();
+        let mut stop = pin!(stop);
+        let mut rest = Instant::now();
+        loop {
+            select! {
+                () = &mut stop => break,
+                Some(ended) = connections.join_next() => note_panic(ended),
+                () = sleep_until(rest), if rest > Instant::now() => {}
+                accepted = self.accept(), if rest <= Instant::now() => match accepted {
+                    Ok((stream, peer)) => self.admit(stream, peer, &mut connections),
+                    Err(error) if is_about_one_peer(&error) => {}
+                    Err(error) => {
+                        warn!("cannot accept connections for now: {error}");
+                        rest = Instant::now() + ACCEPT_REST;
+                    }
+                },
+            }
+        }
+        self.drain(connections).await;
+    }
+
+    /// The next connection, from any of the addresses.
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        // Another address comes first each time, so that none starves the others.
+        self.listeners.rotate_left(1);
+        poll_fn(|cx| {
+            self.listeners
+                .iter()
+                .map(|listener| listener.poll_accept(cx))
+                .find(Poll::is_ready)
+                .unwrap_or(Poll::Pending)
+        })
+        .await
+    }
+
+    /// Starts to serve a connection, as a task of `connections`.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+        let (permit, has_place) = match self.places.clone().try_acquire_owned() {
+            Ok(permit) => (permit, true),
+            Err(_) => match self.refusals.clone().try_acquire_owned() {
+                Ok(permit) => (permit, false),
+                Err(_) => return,
+            },
+        };
+        if !has_place {
+            warn!(%peer, "refused: --max-connections is reached");
+        }
+        let http = Http::new(self.config.clone(), self.hub.clone(), self.draining.clone());
+        let config = self.config.clone();
+        connections.spawn(serve(stream, peer, has_place, permit, http, config));
+    }
+
+    async fn drain(mut self, mut connections: JoinSet<()>) {
+        self.draining.cancel();
+        // Who connected before the end is told of it.
+        while let Some(Ok((stream, peer))) = self.accept().now_or_never() {
+            self.admit(stream, peer, &mut connections);
+        }
+        self.listeners.clear();
+        self.hub.seal();
+        info!(connections = connections.len(), "shutting down");
+        let all_gone = async {
+            while let Some(ended) = connections.join_next().await {
+                note_panic(ended);
+            }
+        };
+        if timeout(self.config.drain_timeout.get(), all_gone)
+            .await
+            .is_err()
+        {
+            warn!(
+                connections = connections.len(),
+                "dropped: --drain-timeout is over"
+            );
+            connections.shutdown().await;
+        }
+    }
+}
+
+/// How much a server holds right now.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    places: Arc<Semaphore>,
+    max_connections: usize,
+    hub: Arc<Hub>,
+}
+
+impl Monitor {
+    /// Connections that have a place, whether they are clients already or not.
+    pub fn connections(&self) -> usize {
+        self.max_connections - self.places.available_permits()
+    }
+
+    /// Rooms that have clients or a history.
+    pub fn rooms(&self) -> usize {
+        self.hub.rooms()
+    }
+}
+
+/// One connection from its first byte to its last; `permit` is its place.
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    has_place: bool,
+    permit: OwnedSemaphorePermit,
+    http: Http,
+    config: Arc<Config>,
+) {
+    // These fail only if the peer is gone already, which the first read tells, too.
+    stream.set_nodelay(true).ok();
+    SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT).ok();
+    // In a box of its own, so that a client does not carry the room for it through its life.
+    let Some(upgraded) = Box::pin(http.serve(stream, has_place)).await else {
+        return;
+    };
+    let span = info_span!("client", %peer, room = upgraded.room);
+    let (stream, ahead, membership) = (upgraded.stream, upgraded.ahead, upgraded.membership);
+    Session::new(stream, ahead, membership, config, span)
+        .await
+        .run()
+        .await;
+    drop(permit);
+}
+
+/// Says where a task of ours failed; its connection is closed, and all it held is given back.
+fn note_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!("a connection ended by a fault of this server: {error}");
+    }
+}
+
+/// Whether an error of `accept` concerns one connection alone, and not the machine.
+fn is_about_one_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// Listens on every address of `host`; with port 0, on one port that is free on all of them.
+async fn listen(host: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let remedy = || format!("cannot resolve --host {host}: give a name or address of this machine");
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for found in lookup_host((host, port)).await.with_context(remedy)? {
+        if !addresses.contains(&found.ip()) {
+            addresses.push(found.ip());
+        }
+    }
+    // A port that is free on one address may be taken on the next.
+    let tries = if port == 0 { 16 } else { 1 };
+    let mut outcome = Err(anyhow!(remedy()));
+    for _ in 0..tries {
+        outcome = listen_on_all(&addresses, port);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+fn listen_on_all(addresses: &[IpAddr], mut port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut missing = None;
+    for ip in addresses {
+        let address = SocketAddr::new(*ip, port);
+        match listen_on(address) {
+            Ok(listener) => {
+                port = listener.local_addr()?.port();
+                listeners.push(listener);
+            }
+            // "localhost" may name ::1 on a machine without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                missing = Some(anyhow!(
+                    "cannot listen on {address}: {error}; choose another --host"
+                ));
+            }
+            Err(error) => {
+                return Err(anyhow!(
+                    "cannot listen on {address}: {error}; choose another --port"
+                ));
+            }
+        }
+    }
+    match missing {
+        Some(error) if listeners.is_empty() => Err(error),
+        Some(error) => {
+            warn!("{error}");
+            Ok(listeners)
+        }
+        None => Ok(listeners),
+    }
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}

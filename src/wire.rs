@@ -1,0 +1,141 @@
+//! How events look on a WebSocket: the plain format, and the control frames that are ours to send.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
+
+use crate::config::Config;
+use crate::message::{Frames, Mark, Payload};
+
+/// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
+#[derive(Debug)]
+pub struct Plain {
+    greeting: Option<Bytes>,
+    prefix: String,
+}
+
+impl Plain {
+    /// The format with the texts of `config`.
+    pub fn new(config: &Config) -> Self {
+        let mut greeting = Vec::new();
+        if !config.welcome().is_empty() {
+            encode(Data::Text, "", config.welcome().as_bytes(), &mut greeting);
+        }
+        Self {
+            greeting: Some(greeting.into()).filter(|frame: &Bytes| !frame.is_empty()),
+            prefix: config.prefix().to_owned(),
+        }
+    }
+
+    /// The frame that greets a client, if there is to be one.
+    pub fn greeting(&self) -> Option<Bytes> {
+        self.greeting.clone()
+    }
+
+    /// Encodes each payload as one unfragmented frame; this is the one copy it ever gets.
+    pub fn encode(&self, payloads: &[Payload]) -> Frames {
+        let each = FRAME_HEADER_MAX + self.prefix.len();
+        let bytes = payloads
+            .iter()
+            .map(|payload| each + payload.as_bytes().len())
+            .sum();
+        let mut frames = Vec::with_capacity(bytes);
+        let marks = payloads
+            .iter()
+            .map(|payload| {
+                let bytes = payload.as_bytes();
+                match payload {
+                    Payload::Text(_) => encode(Data::Text, &self.prefix, bytes, &mut frames),
+                    Payload::Binary(_) => encode(Data::Binary, "", bytes, &mut frames),
+                }
+                Mark {
+                    end: frames.len(),
+                    payload: bytes.len(),
+                }
+            })
+            .collect();
+        Frames::new(frames.into(), marks)
+    }
+}
+
+/// A ping that carries the name of what was written before it; empty where nothing was.
+pub fn ping(written: Option<impl Display>) -> Bytes {
+    let payload = written.map(|id| id.to_string()).unwrap_or_default();
+    let mut frame = Vec::with_capacity(FRAME_HEADER_MAX + payload.len());
+    Frame::ping(payload)
+        .format(&mut frame)
+        .expect("a Vec takes every write");
+    frame.into()
+}
+
+/// The header of an unmasked frame has at most so many bytes (RFC 6455, section 5.2).
+const FRAME_HEADER_MAX: usize = 10;
+
+/// Appends one unmasked data frame whose payload is `prefix`, then `payload`.
+fn encode(opcode: Data, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
+    let header = FrameHeader {
+        opcode: OpCode::Data(opcode),
+        ..FrameHeader::default()
+    };
+    let length = (prefix.len() + payload.len()) as u64;
+    header
+        .format(length, frames)
+        .expect("a Vec takes every write");
+    frames.extend_from_slice(prefix.as_bytes());
+    frames.extend_from_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Batch, MessageId};
+
+    fn plain(welcome: &str, prefix: &str) -> Plain {
+        Plain::new(&Config {
+            welcome: Some(welcome.into()),
+            prefix: Some(prefix.into()),
+            ..Config::default()
+        })
+    }
+
+    #[test]
+    fn text_stands_behind_the_prefix_and_binary_alone() {
+        let payloads = [
+            Payload::Text("hi".into()),
+            Payload::Binary(Bytes::from_static(b"\0\xff")),
+        ];
+        let batch = Batch::new(
+            MessageId { epoch: 1, seq: 1 },
+            plain("", "> ").encode(&payloads),
+        );
+        assert_eq!(batch.frames_from(1), b"\x81\x04> hi\x82\x02\0\xff"[..]);
+        assert_eq!(batch.frames_from(2), b"\x82\x02\0\xff"[..]);
+        assert_eq!((batch.payload_bytes(1), batch.payload_bytes(2)), (2, 2));
+    }
+
+    #[test]
+    fn an_empty_welcome_sends_no_greeting() {
+        assert_eq!(plain("", "").greeting(), None);
+        assert_eq!(plain("hello", "").greeting().unwrap(), b"\x81\x05hello"[..]);
+    }
+
+    #[test]
+    fn a_ping_carries_the_last_id() {
+        assert_eq!(
+            ping(Some(MessageId { epoch: 17, seq: 4 })),
+            b"\x89\x0417-4"[..]
+        );
+        assert_eq!(ping(None::<MessageId>), b"\x89\0"[..]);
+    }
+
+    #[test]
+    fn long_payloads_have_the_longer_headers() {
+        for (length, header) in [(125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
+            let frames = plain("", "").encode(&[Payload::Binary(vec![0; length].into())]);
+            let batch = Batch::new(MessageId { epoch: 1, seq: 1 }, frames);
+            assert_eq!(batch.frame_bytes(), header + length);
+        }
+    }
+}
