@@ -163,7 +163,7 @@ impl Http {
         }
         let response = Response::builder()
             .header(header::CONTENT_TYPE, TEXT)
-            .body("ok\n".into());
+            .body("ok".into());
         Ok((response, None))
     }
 }

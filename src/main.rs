@@ -1,7 +1,7 @@
 //! The command: arguments, logs, signals, exit code.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -88,6 +88,7 @@ fn start_log(format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         // A log that nobody can read any more must not end the server.
         .log_internal_errors(false);
     match format {

@@ -229,14 +229,14 @@ impl Drop for Farewell {
             sent,
             why,
         } = self;
-        let seconds = since.elapsed().as_secs_f32();
+        let seconds = format_args!("{:.3}", since.elapsed().as_secs_f64());
         match why {
-            Some(why) => info!(parent: &*span, seconds, received, sent, "client left: {why}"),
+            Some(why) => info!(parent: &*span, %seconds, received, sent, "client left: {why}"),
             None if std::thread::panicking() => {
-                error!(parent: &*span, seconds, received, sent, "client dropped: the server failed");
+                error!(parent: &*span, %seconds, received, sent, "client dropped: the server failed");
             }
             None => {
-                info!(parent: &*span, seconds, received, sent, "client dropped: time to drain is over");
+                info!(parent: &*span, %seconds, received, sent, "client dropped: time to drain is over");
             }
         }
     }
