@@ -20,10 +20,10 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
                         info); logs go to stderr."
 )]
 pub struct Config {
-    /// What happens to a message: back to its sender, or out to everybody in the room
-    #[arg(long, env = "WSCAST_MODE", value_enum, default_value = "echo", help_heading = SERVICE)]
+    /// echo: a message goes back to its sender; broadcast: to everybody in the room
+    #[arg(long, env = "WSCAST_MODE", value_enum, hide_possible_values = true, default_value = "echo", help_heading = SERVICE)]
     pub mode: Mode,
-    /// Host name or address to listen on: every address it resolves to
+    /// Name or address to listen on, every address it resolves to
     #[arg(long, env = "WSCAST_HOST", default_value = "localhost", help_heading = SERVICE)]
     pub host: String,
     /// Port to listen on; 0 takes a free one
@@ -55,7 +55,7 @@ pub struct Config {
     /// Time a client has for its whole HTTP request
     #[arg(long, env = "WSCAST_OPEN_TIMEOUT", value_name = "TIME", default_value = "10", help_heading = TIMES)]
     pub open_timeout: Time,
-    /// A client that takes nothing for so long while data waits for it is closed with 1013
+    /// A client that takes nothing of what waits for it for so long is closed with 1013
     #[arg(long, env = "WSCAST_WRITE_TIMEOUT", value_name = "TIME", default_value = "10", help_heading = TIMES)]
     pub write_timeout: Time,
     /// Time a client has to answer a close frame
@@ -71,18 +71,18 @@ pub struct Config {
     /// Connections at a time; more are answered 503
     #[arg(long, env = "WSCAST_MAX_CONNECTIONS", value_name = "COUNT", default_value = "10000", help_heading = LIMITS)]
     pub max_connections: usize,
-    /// Rooms at a time; the one that has had no client for longest is forgotten first
+    /// Rooms at a time; the one without clients for longest is forgotten first
     #[arg(long, env = "WSCAST_MAX_ROOMS", value_name = "COUNT", default_value = "1000", help_heading = LIMITS)]
     pub max_rooms: usize,
-    /// Live messages that wait for one client before it is served from the history instead
+    /// Live messages that wait for a client; beyond, it is served from the history
     #[arg(long, env = "WSCAST_MAX_QUEUE", value_name = "COUNT", default_value = "1024", help_heading = LIMITS)]
     pub max_queue: usize,
-    /// Bytes of live messages that wait for one client before it is served from the history instead
+    /// The same in bytes
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
     pub max_queue_bytes: Size,
 
-    /// How log lines look
-    #[arg(long, env = "WSCAST_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
+    /// How log lines look: text or json
+    #[arg(long, env = "WSCAST_LOG_FORMAT", value_enum, hide_possible_values = true, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
     pub log_format: LogFormat,
 }
 

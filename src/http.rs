@@ -81,7 +81,6 @@ impl Http {
             progress: progress.clone(),
         };
         let mut connection = http1::Builder::new()
-            .keep_alive(false)
             .max_buf_size(HEAD_MAX)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), exchange);
@@ -149,6 +148,7 @@ impl Http {
             Method::GET | Method::HEAD => Ok((
                 Response::builder()
                     .header(header::CONTENT_TYPE, "text/html; charset=utf-8")
+                    .header(header::CONNECTION, "close")
                     .body(PAGE.into()),
                 None,
             )),
@@ -163,6 +163,7 @@ impl Http {
         }
         let response = Response::builder()
             .header(header::CONTENT_TYPE, TEXT)
+            .header(header::CONNECTION, "close")
             .body("ok".into());
         Ok((response, None))
     }
@@ -299,7 +300,8 @@ impl Refusal {
     fn into_response(self) -> hyper::http::Result<Response<Full<Bytes>>> {
         let mut response = Response::builder()
             .status(self.status)
-            .header(header::CONTENT_TYPE, TEXT);
+            .header(header::CONTENT_TYPE, TEXT)
+            .header(header::CONNECTION, "close");
         if let Some((name, value)) = self.header {
             response = response.header(name, value);
         }

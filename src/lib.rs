@@ -18,6 +18,8 @@
 //! [`room`] number it, remember it and queue it for everybody; each session writes what its
 //! [`queue`] holds.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by it"))]
+
 pub mod backend;
 pub mod config;
 pub mod disconnect;

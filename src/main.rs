@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use wscast::config::{Config, LogFormat};
 use wscast::server::Server;
@@ -19,8 +20,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    start_log(config.log_format);
-    match run(config) {
+    let _flushed_at_exit = start_log(config.log_format);
+    match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&format!("{error:#}")));
@@ -30,9 +31,9 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: &Config) -> anyhow::Result<()> {
     let stop = signals()?;
-    raise_descriptor_limit(&config);
+    raise_descriptor_limit(config);
     let server = Server::bind(config.clone()).await?;
     if let Some(address) = server.local_addrs()?.first() {
         info!("{}", config.listening_line(address.port()));
@@ -81,20 +82,22 @@ fn raise_descriptor_limit(config: &Config) {
 /// Listeners, standard streams, the runtime's own, and connections that are being refused.
 const DESCRIPTORS_OF_OUR_OWN: u64 = 512;
 
-fn start_log(format: LogFormat) {
+/// Starts to log on stderr, from a thread of its own: a reader that is slow or gone loses lines, and
+/// holds up nobody. What is logged last is written when the guard is dropped.
+fn start_log(format: LogFormat) -> WorkerGuard {
+    let (stderr, guard) = tracing_appender::non_blocking(io::stderr());
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        // A log that nobody can read any more must not end the server.
-        .log_internal_errors(false);
+        .with_writer(stderr)
+        .with_ansi(io::stderr().is_terminal());
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),
     }
+    guard
 }
 
 /// The words of a longer text on one line.

@@ -15,7 +15,8 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
 use crate::config::Config;
 use crate::disconnect::Disconnect;
@@ -128,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     messages.push(Payload::Binary(bytes));
                 }
                 Poll::Ready(Some(Ok(Message::Close(frame)))) => {
-                    self.ended = Some(Disconnect::ByClient(frame));
+                    self.ended = Some(closed(frame));
                 }
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(error))) => self.ended = Some(reason(error)),
@@ -202,12 +203,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     async fn close(&mut self, why: &Disconnect) {
         let close = why.close_frame();
         let ours = close.is_some();
-        // To a close frame of the client's, tungstenite has the answer ready.
-        let queued = match close {
-            Some(frame) => self.websocket.close(Some(frame)).await,
-            None => self.websocket.flush().await,
-        };
-        if queued.is_err() || self.write(&mut Vec::new()).await.is_err() || !ours {
+        if let Some(frame) = close {
+            // Fails where the client was first; the answer to its close frame is ready then.
+            self.websocket.close(Some(frame)).await.ok();
+        }
+        self.websocket.flush().await.ok();
+        if self.write(&mut Vec::new()).await.is_err() || !ours {
             return;
         }
         let mut unread = Vec::new();
@@ -230,6 +231,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     if stream.shutdown().await.is_ok() {
         tokio::io::copy(stream, &mut tokio::io::sink()).await.ok();
+    }
+}
+
+/// What a close frame of the client's says; tungstenite puts one of its own in the place of a frame
+/// whose code may not be sent.
+fn closed(frame: Option<CloseFrame>) -> Disconnect {
+    match frame {
+        Some(CloseFrame {
+            code: CloseCode::Protocol,
+            reason,
+        }) if reason == "Protocol violation" => Disconnect::Protocol,
+        frame => Disconnect::ByClient(frame),
     }
 }
 

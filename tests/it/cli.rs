@@ -1,0 +1,398 @@
+//! The binary as an operator meets it: arguments, the line that says it is up, signals, exit codes.
+
+use std::net::SocketAddr;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::timeout;
+
+use crate::harness::*;
+
+fn wscast(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wscast"));
+    command
+        .args(arguments.split_whitespace())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    timeout(PATIENCE, command.output())
+        .await
+        .expect("it does not end")
+        .unwrap()
+}
+
+/// The running binary.
+struct Process {
+    child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    address: SocketAddr,
+}
+
+impl Process {
+    /// Starts the binary on a free port; returns when it has said that it listens.
+    async fn start(arguments: &str) -> Self {
+        Self::spawn(wscast(&format!("--host 127.0.0.1 --port 0 {arguments}"))).await
+    }
+
+    async fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = next_line(&mut log, " server is listening on ws://").await;
+        let (_, address) = line.split_once("ws://").unwrap();
+        let port = address.rsplit_once(':').unwrap().1;
+        let port = port.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+        let address = format!("127.0.0.1:{port}").parse().unwrap();
+        Self {
+            child,
+            log,
+            address,
+        }
+    }
+
+    fn id(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    async fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(name)
+            .arg(self.id().to_string())
+            .status()
+            .await;
+        assert!(sent.unwrap().success());
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("it does not end")
+            .unwrap()
+            .code()
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id()))
+            .unwrap()
+            .count()
+    }
+
+    /// Resident memory in bytes.
+    fn memory(&self) -> usize {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.id())).unwrap();
+        statm
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<usize>()
+            .unwrap()
+            * 4096
+    }
+}
+
+/// The next log line that contains `text`.
+async fn next_line(log: &mut Lines<BufReader<ChildStderr>>, text: &str) -> String {
+    loop {
+        let line = timeout(PATIENCE, log.next_line())
+            .await
+            .expect("no such line")
+            .unwrap();
+        let line = line.unwrap_or_else(|| panic!("the log ended without {text:?}"));
+        if line.contains(text) {
+            return line;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_readme_shows_the_help_as_it_is() {
+    let help = output(wscast("--help")).await;
+    assert!(help.status.success());
+    let help = String::from_utf8(help.stdout).unwrap();
+    let readme = include_str!("../../README.md");
+    assert!(readme.contains(&help), "README.md lacks this:\n{help}");
+}
+
+#[tokio::test]
+async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
+    for (arguments, line) in [
+        ("", "WebSocket server is listening on ws://localhost:"),
+        (
+            "--mode broadcast",
+            "Broadcast server is listening on ws://localhost:",
+        ),
+    ] {
+        let mut process = Process::spawn(wscast(&format!("--port 0 {arguments}"))).await;
+        assert_ne!(process.address.port(), 0);
+        Client::connect(process.address, "/")
+            .await
+            .unwrap()
+            .0
+            .close()
+            .await;
+        process.signal("-TERM").await;
+        assert_eq!(process.exit_code().await, Some(0), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn localhost_is_every_address_that_it_resolves_to() {
+    let process = Process::spawn(wscast("--port 0")).await;
+    let port = process.address.port();
+    let addresses = tokio::net::lookup_host(("localhost", port)).await.unwrap();
+    for address in addresses {
+        Client::connect(address, "/").await.unwrap().0.close().await;
+    }
+}
+
+#[tokio::test]
+async fn options_can_stand_in_the_environment() {
+    let mut command = wscast("");
+    command
+        .env("WSCAST_HOST", "127.0.0.1")
+        .env("WSCAST_PORT", "0")
+        .env("WSCAST_WELCOME", "from the environment");
+    let process = Process::spawn(command).await;
+    let (mut client, _) = Client::connect(process.address, "/").await.unwrap();
+    client.expect("from the environment").await;
+}
+
+#[tokio::test]
+async fn a_bad_start_is_one_line_that_names_the_option_and_the_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    for (arguments, code, words) in [
+        (
+            "--mode chat".to_owned(),
+            2,
+            vec!["--mode", "echo, broadcast"],
+        ),
+        ("--port http".into(), 2, vec!["--port", "http"]),
+        (
+            "--ping-interval soon".into(),
+            2,
+            vec!["--ping-interval", "seconds"],
+        ),
+        (
+            "--ping-timeout 0".into(),
+            2,
+            vec!["--ping-timeout", "longer than 0"],
+        ),
+        (
+            "--max-message-size much".into(),
+            2,
+            vec!["--max-message-size", "64KiB"],
+        ),
+        ("--verbose".into(), 2, vec!["--verbose", "--help"]),
+        (
+            format!("--host 127.0.0.1 --port {port}"),
+            1,
+            vec!["127.0.0.1", "in use", "--port"],
+        ),
+        (
+            "--host no.such.host.invalid".into(),
+            1,
+            vec!["--host no.such.host.invalid", "address"],
+        ),
+        ("--host 192.0.2.1".into(), 1, vec!["192.0.2.1", "--host"]),
+    ] {
+        let output = output(wscast(&arguments)).await;
+        assert_eq!(output.status.code(), Some(code), "{arguments}");
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(line.trim_end().lines().count(), 1, "{arguments}: {line}");
+        assert!(line.starts_with("error: "), "{line}");
+        for word in words {
+            assert!(
+                line.contains(word),
+                "{arguments}: {word:?} is not in {line}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_tells_who_came_what_they_said_and_why_they_went() {
+    let mut command = wscast("--host 127.0.0.1 --port 0 --mode broadcast");
+    command.env("RUST_LOG", "debug");
+    let mut process = Process::spawn(command).await;
+    let (mut client, _) = Client::connect(process.address, "/lobby").await.unwrap();
+    client.send("hi\n\u{1b}[31m there").await;
+    client.close().await;
+    let line = next_line(&mut process.log, "client connected").await;
+    assert!(
+        line.contains("room=\"/lobby\"") && line.contains("peer=127.0.0.1:"),
+        "{line}"
+    );
+    let escaped = r"hi\n\u{1b}[31m there";
+    let line = next_line(&mut process.log, "Received from client: ").await;
+    assert!(line.contains(escaped), "{line}");
+    let line = next_line(&mut process.log, "Broadcasting: ").await;
+    assert!(line.contains(escaped), "{line}");
+    let line = next_line(&mut process.log, "client left: closed by the client").await;
+    assert!(
+        line.contains("received=1") && line.contains("seconds=0."),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn the_log_can_be_json() {
+    let mut process = Process::start("--log-format json").await;
+    Client::connect(process.address, "/")
+        .await
+        .unwrap()
+        .0
+        .close()
+        .await;
+    let line = next_line(&mut process.log, "client connected").await;
+    assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    assert!(line.contains(r#""room":"/""#), "{line}");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nobody() {
+    let Process {
+        child: _child,
+        log,
+        address,
+    } = Process::start("").await;
+    // More lines than the pipe takes; then there is nobody at its other end at all.
+    for _ in 0..500 {
+        Client::connect(address, "/").await.unwrap().0.close().await;
+    }
+    drop(log);
+    for _ in 0..10 {
+        Client::connect(address, "/").await.unwrap().0.close().await;
+    }
+}
+
+#[tokio::test]
+async fn sigterm_and_sigint_in_the_middle_of_traffic_drain_and_exit_0() {
+    for name in ["-TERM", "-INT"] {
+        let mut process = Process::start("--mode broadcast --welcome= --drain-timeout 20").await;
+        let (mut one, _) = Client::connect(process.address, "/").await.unwrap();
+        let (mut other, _) = Client::connect(process.address, "/").await.unwrap();
+        for number in 0..100 {
+            one.send(&number.to_string()).await;
+        }
+        one.expect("Broadcast: 0").await;
+        process.signal(name).await;
+        let (mut runs, mut ends) = (Vec::new(), Vec::new());
+        for client in [&mut one, &mut other] {
+            let mut run = 0;
+            let frame = loop {
+                match client.next().await {
+                    tokio_tungstenite::tungstenite::Message::Close(frame) => break frame.unwrap(),
+                    _ => run += 1,
+                }
+            };
+            client.expect_end().await;
+            runs.push(run);
+            ends.push(u16::from(frame.code));
+        }
+        assert_eq!((runs[0] + 1, &ends[..]), (runs[1], &[1001, 1001][..]));
+        assert_eq!(process.exit_code().await, Some(0), "{name}");
+        // At once, although its connections are still in TIME_WAIT.
+        let port = process.address.port();
+        let mut again = Process::spawn(wscast(&format!("--host 127.0.0.1 --port {port}"))).await;
+        again.signal("-TERM").await;
+        assert_eq!(again.exit_code().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_exits_at_once() {
+    let mut process = Process::start("--drain-timeout 10m --close-timeout 10m").await;
+    let mut deaf = RawClient::connect(process.address).await;
+    deaf.upgrade("/").await;
+    process.signal("-INT").await;
+    next_line(&mut process.log, "shutting down").await;
+    process.signal("-INT").await;
+    assert_eq!(process.exit_code().await, Some(130));
+}
+
+#[tokio::test]
+async fn descriptors_and_memory_are_given_back() {
+    const CLIENTS: usize = 500;
+    let process = Process::start(
+        "--mode broadcast --history-limit 0 --write-timeout 500ms --close-timeout 500ms",
+    )
+    .await;
+    let churn = async |stuck: usize| {
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            clients.push(Client::connect(process.address, "/").await.unwrap().0);
+        }
+        let mut deaf = Vec::new();
+        for _ in 0..stuck {
+            let mut client = RawClient::with_small_window(process.address).await;
+            client.upgrade("/stuck").await;
+            deaf.push(client);
+        }
+        drop(clients);
+        let (mut publisher, _) = Client::connect(process.address, "/stuck").await.unwrap();
+        publisher.next().await;
+        for _ in 0..100 {
+            publisher.send_binary(&[7; 512 * 1024]).await;
+            publisher.expect_binary(&[7; 512 * 1024]).await;
+        }
+        publisher.close().await;
+    };
+    let before = process.descriptors();
+    churn(0).await;
+    eventually("all descriptors are free", || {
+        process.descriptors() == before
+    })
+    .await;
+    let warm = process.memory();
+    for _ in 0..3 {
+        churn(10).await;
+        eventually("all descriptors are free", || {
+            process.descriptors() == before
+        })
+        .await;
+    }
+    let grown = process.memory().saturating_sub(warm);
+    assert!(
+        grown < 32 << 20,
+        "{grown} bytes more than after the first round"
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_descriptors_rests_and_goes_on() {
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!(
+            "ulimit -n 40; exec {} --host 127.0.0.1 --port 0",
+            env!("CARGO_BIN_EXE_wscast")
+        ))
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    next_line(&mut log, "too few for --max-connections 10000").await;
+    let line = next_line(&mut log, "listening on").await;
+    let address: SocketAddr = line.split_once("ws://").unwrap().1.parse().unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..60 {
+        clients.push(RawClient::connect(address).await);
+    }
+    next_line(&mut log, "cannot accept connections for now").await;
+    drop(clients);
+    let (mut client, _) = timeout(Duration::from_secs(10), Client::connect(address, "/"))
+        .await
+        .expect("it accepts again")
+        .unwrap();
+    client.next().await;
+    client.close().await;
+}

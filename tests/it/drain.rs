@@ -1,0 +1,148 @@
+//! Stopping a server in the middle of things.
+
+use std::time::{Duration, Instant};
+
+use futures_util::SinkExt;
+use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn every_client_gets_the_rest_of_its_room_then_1001() {
+    const MESSAGES: usize = 500;
+    let mut server = TestServer::quiet(|config| config.max_queue = 4).await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(server.client().await);
+    }
+    let mut publisher = server.client().await;
+    for number in 0..MESSAGES {
+        publisher
+            .websocket
+            .feed(Message::text(number.to_string()))
+            .await
+            .unwrap();
+    }
+    publisher.websocket.flush().await.unwrap();
+    publisher.expect("Broadcast: 0").await;
+    server.tell_to_stop();
+    // Whatever the room accepted last, all of them get exactly up to there.
+    let mut runs = Vec::new();
+    clients.push(publisher);
+    for client in &mut clients {
+        let mut run = Vec::new();
+        loop {
+            match client.next().await {
+                Message::Text(text) => run.push(text.to_string()),
+                Message::Close(Some(frame)) => {
+                    assert_eq!(u16::from(frame.code), 1001);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        client.expect_end().await;
+        runs.push(run);
+    }
+    let publishers_run = runs.pop().unwrap();
+    for run in runs {
+        assert_eq!(run[1..], publishers_run);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_replay_under_way_is_finished() {
+    let server = TestServer::quiet(|_| {}).await;
+    let message = vec![7; 512 * 1024];
+    let mut publisher = server.client().await;
+    for _ in 0..20 {
+        publisher.send_binary(&message).await;
+        publisher.expect_binary(&message).await;
+    }
+    let mut late = RawClient::with_small_window(server.address).await;
+    late.upgrade("/").await;
+    let reading = async {
+        for _ in 0..20 {
+            assert_eq!(late.read_frame().await, (FIN | BINARY, message.clone()));
+        }
+        let (first, payload) = late.read_frame().await;
+        assert_eq!(
+            (first, &payload[..2]),
+            (FIN | CLOSE, &1001_u16.to_be_bytes()[..])
+        );
+        late.send(frame(FIN | CLOSE, &payload)).await;
+    };
+    let leaving = async { publisher.expect_close(1001).await };
+    tokio::join!(server.stop(), reading, leaving);
+}
+
+#[tokio::test]
+async fn half_done_handshakes_are_answered_503() {
+    let mut server = TestServer::echo().await;
+    let (mut silent, mut half) = (server.raw().await, server.raw().await);
+    half.send("GET / HTTP/1.1\r\nUpgrade: webso").await;
+    eventually("both are there", || server.monitor.connections() == 2).await;
+    server.tell_to_stop();
+    for client in [&mut silent, &mut half] {
+        let response = String::from_utf8(client.read_to_end().await).unwrap();
+        assert!(
+            response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+            "{response}"
+        );
+        assert!(response.contains("\r\nretry-after: 1\r\n"), "{response}");
+        assert!(
+            response.ends_with("\r\n\r\nthe server is shutting down\n"),
+            "{response}"
+        );
+    }
+    drop((silent, half));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_can_hold_up_the_exit() {
+    let mut server = TestServer::quiet(|config| {
+        config.drain_timeout = millis(500);
+        // None of these may be what ends the drain.
+        config.close_timeout = millis(600_000);
+        config.write_timeout = millis(600_000);
+        config.open_timeout = millis(600_000);
+    })
+    .await;
+    let address = server.address;
+    let mut half = server.raw().await;
+    half.send("GET / HTTP").await;
+    let _deaf = server.raw_websocket().await;
+    let mut stuck = RawClient::with_small_window(address).await;
+    stuck.upgrade("/").await;
+    let mut fast = server.client().await;
+    for _ in 0..40 {
+        fast.send_binary(&[0; 256 * 1024]).await;
+        fast.expect_binary(&[0; 256 * 1024]).await;
+    }
+    let mut flood = server.raw_websocket().await;
+    let flooding = tokio::spawn(async move {
+        let text = frame(FIN | TEXT, b"x").repeat(1000);
+        while tokio::io::AsyncWriteExt::write_all(&mut flood.stream, &text)
+            .await
+            .is_ok()
+        {}
+    });
+    let start = Instant::now();
+    server.tell_to_stop();
+    server.stop().await;
+    let took = start.elapsed();
+    assert!(
+        took >= Duration::from_millis(500),
+        "the stuck client had {took:?}"
+    );
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    // The port is free again although clients are still there.
+    TcpListener::bind(address).await.unwrap();
+    tokio::time::timeout(PATIENCE, flooding)
+        .await
+        .unwrap()
+        .unwrap();
+}

@@ -1,0 +1,353 @@
+//! Starts real servers and clients, and hides what a test does not want to say.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::client::Response;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use wscast::config::{Config, Mode, Time};
+use wscast::server::{Monitor, Server};
+
+/// Longer than anything a test waits for; a test that gets here has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Milliseconds as an option takes them.
+pub(crate) fn millis(millis: u64) -> Time {
+    Time::from(Duration::from_millis(millis))
+}
+
+/// A server of this process, on a free port of 127.0.0.1.
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) monitor: Monitor,
+    stop: Option<oneshot::Sender<()>>,
+    running: Option<JoinHandle<()>>,
+}
+
+impl TestServer {
+    pub(crate) async fn echo() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn broadcast() -> Self {
+        Self::with(|config| config.mode = Mode::Broadcast).await
+    }
+
+    /// A broadcast server without greeting, with these changes to its defaults.
+    pub(crate) async fn quiet(change: impl FnOnce(&mut Config)) -> Self {
+        Self::with(|config| {
+            config.mode = Mode::Broadcast;
+            config.welcome = Some(String::new());
+            change(config);
+        })
+        .await
+    }
+
+    /// An echo server with these changes to its defaults.
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config {
+            host: "127.0.0.1".into(),
+            port: 0,
+            ..Config::default()
+        };
+        change(&mut config);
+        let server = Server::bind(config).await.unwrap();
+        let address = server.local_addrs().unwrap()[0];
+        let monitor = server.monitor();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(server.run(async {
+            stopped.await.ok();
+        }));
+        Self {
+            address,
+            monitor,
+            stop: Some(stop),
+            running: Some(running),
+        }
+    }
+
+    /// Tells the server to stop.
+    pub(crate) fn tell_to_stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    /// Stops the server; returns when it is drained.
+    pub(crate) async fn stop(mut self) {
+        if self.stop.is_some() {
+            self.tell_to_stop();
+        }
+        timeout(PATIENCE, self.running.take().unwrap())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        self.client_at("/").await
+    }
+
+    pub(crate) async fn client_at(&self, path: &str) -> Client {
+        Client::connect(self.address, path).await.unwrap().0
+    }
+
+    pub(crate) async fn raw(&self) -> RawClient {
+        RawClient::connect(self.address).await
+    }
+
+    /// A raw client of the default room, its handshake done.
+    pub(crate) async fn raw_websocket(&self) -> RawClient {
+        let mut client = self.raw().await;
+        client.upgrade("/").await;
+        client
+    }
+}
+
+/// Waits until `done` says so; for states that no client can see change.
+pub(crate) async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let wait = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
+}
+
+/// A tungstenite client.
+pub(crate) struct Client {
+    pub(crate) websocket: WebSocketStream<TcpStream>,
+}
+
+impl Client {
+    pub(crate) async fn connect(
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<(Self, Response), tungstenite::Error> {
+        let stream = TcpStream::connect(address).await?;
+        Self::over(stream, address, path).await
+    }
+
+    pub(crate) async fn over(
+        stream: TcpStream,
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<(Self, Response), tungstenite::Error> {
+        stream.set_nodelay(true)?;
+        // Small reads, so that a slow reader is one.
+        let config = WebSocketConfig::default().read_buffer_size(4096);
+        let url = format!("ws://{address}{path}");
+        let (websocket, response) = timeout(
+            PATIENCE,
+            client_async_with_config(url, stream, Some(config)),
+        )
+        .await
+        .expect("the handshake hangs")?;
+        Ok((Self { websocket }, response))
+    }
+
+    pub(crate) async fn send(&mut self, text: &str) {
+        self.websocket.send(Message::text(text)).await.unwrap();
+    }
+
+    pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
+        self.websocket
+            .send(Message::binary(bytes.to_vec()))
+            .await
+            .unwrap();
+    }
+
+    /// The next message, pings and pongs aside.
+    pub(crate) async fn next(&mut self) -> Message {
+        loop {
+            match timeout(PATIENCE, self.websocket.next())
+                .await
+                .expect("no message comes")
+            {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(message)) => return message,
+                other => panic!("the connection ended without a close frame: {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn next_text(&mut self) -> String {
+        match self.next().await {
+            Message::Text(text) => text.to_string(),
+            other => panic!("expected text, got {other:?}"),
+        }
+    }
+
+    pub(crate) async fn expect(&mut self, text: &str) {
+        assert_eq!(self.next().await, Message::text(text));
+    }
+
+    pub(crate) async fn expect_binary(&mut self, bytes: &[u8]) {
+        assert_eq!(self.next().await, Message::binary(bytes.to_vec()));
+    }
+
+    /// Expects the server to close with `code`, and then to end the connection.
+    pub(crate) async fn expect_close(&mut self, code: u16) -> String {
+        let Message::Close(Some(frame)) = self.next().await else {
+            panic!("no close frame")
+        };
+        assert_eq!(u16::from(frame.code), code);
+        self.expect_end().await;
+        frame.reason.to_string()
+    }
+
+    /// Expects the connection to end, the closing handshake being done.
+    pub(crate) async fn expect_end(&mut self) {
+        let end = timeout(PATIENCE, self.websocket.next())
+            .await
+            .expect("the server hangs on");
+        assert!(end.is_none(), "{end:?}");
+    }
+
+    /// Closes with 1000 and expects the answer.
+    pub(crate) async fn close(mut self) {
+        self.websocket.close(None).await.unwrap();
+        while let Some(message) = timeout(PATIENCE, self.websocket.next()).await.unwrap() {
+            message.unwrap();
+        }
+    }
+}
+
+pub(crate) const TEXT: u8 = 0x1;
+pub(crate) const BINARY: u8 = 0x2;
+pub(crate) const CONTINUATION: u8 = 0x0;
+pub(crate) const CLOSE: u8 = 0x8;
+pub(crate) const PING: u8 = 0x9;
+pub(crate) const PONG: u8 = 0xa;
+pub(crate) const FIN: u8 = 0x80;
+
+/// A masked frame as a client sends it; `first` is its first byte.
+pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mask = [0x11, 0x22, 0x33, 0x44];
+    let mut frame = vec![first];
+    match payload.len() {
+        length @ 0..126 => frame.push(0x80 | length as u8),
+        length @ 126..0x1_0000 => {
+            frame.push(0x80 | 126);
+            frame.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            frame.push(0x80 | 127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    frame.extend(mask);
+    frame.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    frame
+}
+
+/// A client that sends and gets bytes.
+pub(crate) struct RawClient {
+    pub(crate) stream: TcpStream,
+}
+
+impl RawClient {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self {
+            stream: TcpStream::connect(address).await.unwrap(),
+        }
+    }
+
+    /// A client whose kernel takes little ahead of it.
+    pub(crate) async fn with_small_window(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        Self {
+            stream: socket.connect(address).await.unwrap(),
+        }
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// A handshake for `path`, with `more` header lines.
+    pub(crate) fn handshake(path: &str, more: &str) -> String {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
+        )
+    }
+
+    /// Does the opening handshake.
+    pub(crate) async fn upgrade(&mut self, path: &str) {
+        self.send(Self::handshake(path, "")).await;
+        let head = self.read_head().await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    }
+
+    /// Reads a response up to the end of its head.
+    pub(crate) async fn read_head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(
+                timeout(PATIENCE, self.stream.read_u8())
+                    .await
+                    .unwrap()
+                    .unwrap(),
+            );
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    /// Reads to the end of the connection.
+    pub(crate) async fn read_to_end(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        timeout(PATIENCE, self.stream.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
+        rest
+    }
+
+    /// Sends a request; returns the whole response.
+    pub(crate) async fn request(&mut self, request: &str) -> String {
+        self.send(request).await;
+        String::from_utf8(self.read_to_end().await).unwrap()
+    }
+
+    /// Reads one frame: its first byte and its payload.
+    pub(crate) async fn read_frame(&mut self) -> (u8, Vec<u8>) {
+        let read = async {
+            let first = self.stream.read_u8().await.unwrap();
+            let length = match self.stream.read_u8().await.unwrap() {
+                126 => self.stream.read_u16().await.unwrap() as usize,
+                127 => self.stream.read_u64().await.unwrap() as usize,
+                length => length as usize,
+            };
+            let mut payload = vec![0; length];
+            self.stream.read_exact(&mut payload).await.unwrap();
+            (first, payload)
+        };
+        timeout(PATIENCE, read).await.expect("no frame comes")
+    }
+
+    /// Expects a close frame with `code`, then the end of the connection.
+    pub(crate) async fn expect_close(&mut self, code: u16) {
+        let (first, payload) = self.read_frame().await;
+        assert_eq!(first, FIN | CLOSE);
+        assert_eq!(
+            payload[..2],
+            code.to_be_bytes(),
+            "{}",
+            payload[..2].escape_ascii()
+        );
+        assert_eq!(self.read_to_end().await, b"");
+    }
+}

@@ -1,0 +1,173 @@
+//! HTTP on the same port.
+
+use crate::harness::*;
+
+/// Sends a request line with `more` header lines; returns status line, head and body.
+async fn ask(server: &TestServer, line: &str, more: &str) -> (String, String, String) {
+    let request = format!("{line} HTTP/1.1\r\nHost: test\r\n{more}\r\n");
+    let response = server.raw().await.request(&request).await;
+    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
+    let (status, fields) = head.split_once("\r\n").expect("a status line");
+    (status.to_owned(), fields.to_lowercase(), body.to_owned())
+}
+
+#[tokio::test]
+async fn every_room_path_serves_the_page() {
+    let server = TestServer::echo().await;
+    let page = include_str!("../../static/client.html");
+    for path in ["/", "/lobby", "/a/b%20c?x=y"] {
+        let (status, head, body) = ask(&server, &format!("GET {path}"), "").await;
+        assert_eq!(status, "HTTP/1.1 200 OK");
+        assert!(
+            head.contains("content-type: text/html; charset=utf-8"),
+            "{head}"
+        );
+        assert_eq!(body, page);
+    }
+    let (status, head, body) = ask(&server, "HEAD /", "").await;
+    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 200 OK", ""));
+    assert!(
+        head.contains(&format!("content-length: {}", page.len())),
+        "{head}"
+    );
+    // Another protocol than ours is not asked for in vain.
+    let (status, ..) = ask(&server, "GET /", "Connection: Upgrade\r\nUpgrade: h2c\r\n").await;
+    assert_eq!(status, "HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn health_is_ok_while_the_server_is_up() {
+    let server = TestServer::echo().await;
+    let (status, _, body) = ask(&server, "GET /healthz", "").await;
+    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 200 OK", "ok"));
+}
+
+#[tokio::test]
+async fn other_methods_are_answered_405() {
+    let server = TestServer::echo().await;
+    for (line, more) in [
+        ("POST /", "Content-Length: 5\r\n"),
+        ("PUT /lobby", ""),
+        ("DELETE /healthz", ""),
+        ("OPTIONS /", ""),
+        ("BREW /", ""),
+        ("POST /", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    ] {
+        let (status, head, _) = ask(&server, line, more).await;
+        assert_eq!(status, "HTTP/1.1 405 Method Not Allowed", "{line}");
+        assert!(head.contains("allow: get, head"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn the_name_of_a_room_has_at_most_256_bytes() {
+    let server = TestServer::echo().await;
+    let longest = format!("/{}", "x".repeat(255));
+    server.client_at(&longest).await.close().await;
+    assert_eq!(
+        ask(&server, &format!("GET {longest}"), "").await.0,
+        "HTTP/1.1 200 OK"
+    );
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for more in ["", upgrade] {
+        let (status, _, body) = ask(&server, &format!("GET {longest}x"), more).await;
+        assert_eq!(status, "HTTP/1.1 414 URI Too Long");
+        assert_eq!(body, "the name of a room has at most 256 bytes\n");
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_is_answered_as_the_rfc_says() {
+    let server = TestServer::echo().await;
+    let mut client = server.raw().await;
+    client
+        .send(RawClient::handshake(
+            "/",
+            "Sec-WebSocket-Protocol: chat, soap\r\n",
+        ))
+        .await;
+    let head = client.read_head().await.to_lowercase();
+    assert!(
+        head.starts_with("http/1.1 101 switching protocols\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("\r\nupgrade: websocket\r\n"), "{head}");
+    assert_eq!(head.matches("connection:").count(), 1, "{head}");
+    assert!(head.contains("\r\nconnection: upgrade\r\n"), "{head}");
+    assert!(!head.contains("sec-websocket-protocol"), "{head}");
+
+    // Lists and letter case, as browsers and proxies send them.
+    let mut client = server.raw().await;
+    let odd = RawClient::handshake("/", "")
+        .replace("Upgrade: websocket", "Upgrade: foo, WebSocket")
+        .replace("Connection: Upgrade", "Connection: keep-alive, upgrade");
+    client.send(odd).await;
+    assert!(client.read_head().await.starts_with("HTTP/1.1 101 "));
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_not_one_is_refused_with_the_reason() {
+    let server = TestServer::echo().await;
+    let good = RawClient::handshake("/", "");
+    let version = "Sec-WebSocket-Version: 13\r\n";
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (from, to, status) in [
+        (version, "Sec-WebSocket-Version: 8\r\n", 426),
+        (version, "", 426),
+        (key, "", 400),
+        (key, "Sec-WebSocket-Key: c2hvcnQ=\r\n", 400),
+        (key, "Sec-WebSocket-Key: !\r\n", 400),
+        (key, &key.repeat(2), 400),
+        ("Connection: Upgrade\r\n", "", 400),
+        ("HTTP/1.1", "HTTP/1.0", 400),
+        ("Host:", "Content-Length: 3\r\nHost:", 400),
+        ("GET / HTTP/1.1", "GET /", 400),
+        ("Host: test", "Host test", 400),
+    ] {
+        let response = server.raw().await.request(&good.replace(from, to)).await;
+        let expected = format!(" {status} ");
+        assert!(
+            response[8..].starts_with(&expected),
+            "{from} -> {to}: {response}"
+        );
+        let advertised = response
+            .to_lowercase()
+            .contains("sec-websocket-version: 13");
+        assert_eq!(advertised, status == 426, "{response}");
+    }
+    assert_eq!(server.monitor.rooms(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_answered_408() {
+    let server = TestServer::with(|config| config.open_timeout = millis(100)).await;
+    for sent in ["", "GET / HTTP/1.1\r\nHost: te"] {
+        let response = server.raw().await.request(sent).await;
+        assert!(
+            response.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.ends_with("\r\n\r\nthe request took too long.\n"),
+            "{response}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_path_kept_for_later_is_no_room() {
+    let server = TestServer::echo().await;
+    let (status, ..) = ask(&server, "GET /metrics", "").await;
+    assert_eq!(status, "HTTP/1.1 404 Not Found");
+    let response = server
+        .raw()
+        .await
+        .request(&RawClient::handshake("/metrics", ""))
+        .await;
+    assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
+}

@@ -1,0 +1,258 @@
+//! Many clients, joins in the middle of traffic, and clients that are slow.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::TcpSocket;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use wscast::config::Size;
+
+use crate::harness::*;
+
+/// All a client gets, up to the message `end`.
+async fn read_until(client: &mut Client, end: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    while texts.last().is_none_or(|last| last != end) {
+        texts.push(client.next_text().await);
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_join_in_the_middle_of_traffic_get_one_contiguous_run_in_one_order() {
+    const PUBLISHERS: usize = 4;
+    const EACH: usize = 5000;
+    let server = Arc::new(
+        TestServer::quiet(|config| {
+            config.prefix = Some(String::new());
+            config.history_limit = PUBLISHERS * EACH + 1;
+        })
+        .await,
+    );
+    let mut first = server.client().await;
+    let (progress, watched) = watch::channel(0);
+    let mut joiners = Vec::new();
+    for joiner in 0..50 {
+        let (server, mut watched) = (server.clone(), watched.clone());
+        // Spread over the whole of the traffic, each at a moment of its own.
+        let moment = (joiner * 7919) % (PUBLISHERS * EACH);
+        joiners.push(tokio::spawn(async move {
+            watched.wait_for(|sent| *sent >= moment).await.unwrap();
+            let mut client = server.client().await;
+            read_until(&mut client, "end").await
+        }));
+    }
+    let mut publishers = Vec::new();
+    for publisher in 0..PUBLISHERS {
+        let (client, progress) = (server.client().await, progress.clone());
+        publishers.push(tokio::spawn(async move {
+            let (mut sink, mut stream) = client.websocket.split();
+            let read = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+            for number in 0..EACH {
+                sink.feed(Message::text(format!("{publisher} {number}")))
+                    .await
+                    .unwrap();
+                if number % 50 == 49 {
+                    sink.flush().await.unwrap();
+                    progress.send_modify(|sent| *sent += 50);
+                }
+            }
+            sink.close().await.unwrap();
+            read.await.unwrap();
+        }));
+    }
+    for publisher in publishers {
+        timeout(PATIENCE, publisher).await.unwrap().unwrap();
+    }
+    server.client().await.send("end").await;
+
+    let all = read_until(&mut first, "end").await;
+    assert_eq!(all.len(), PUBLISHERS * EACH + 1);
+    for publisher in 0..PUBLISHERS {
+        let prefix = format!("{publisher} ");
+        let numbers = all
+            .iter()
+            .filter_map(|text| text.strip_prefix(&prefix)?.parse::<usize>().ok());
+        assert!(numbers.eq(0..EACH), "publisher {publisher} is out of order");
+    }
+    for joiner in joiners {
+        let got = timeout(PATIENCE, joiner).await.unwrap().unwrap();
+        assert!(got == all, "{} of {} messages", got.len(), all.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_everything_and_nobody_else_feels_it() {
+    const ROUNDS: usize = 1500;
+    let server = TestServer::quiet(|config| {
+        config.max_queue = 8;
+        config.history_limit = 2 * ROUNDS;
+        config.history_bytes = Size::from(64 << 20);
+    })
+    .await;
+    let filler = "x".repeat(16 * 1024);
+    let mut fast = server.client().await;
+    let mut alone = Vec::new();
+    for number in 0..ROUNDS {
+        alone.push(round_trip(&mut fast, &format!("{number} {filler}")).await);
+    }
+    // This one gets the history first, and falls further behind with each round.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(server.address).await.unwrap();
+    let (mut slow, _) = Client::over(stream, server.address, "/").await.unwrap();
+    let (mut got, mut beside) = (0, Vec::new());
+    for number in ROUNDS..2 * ROUNDS {
+        beside.push(round_trip(&mut fast, &format!("{number} {filler}")).await);
+        if number % 10 == 0 {
+            expect_number(&mut slow, &mut got).await;
+        }
+    }
+    while got < 2 * ROUNDS {
+        expect_number(&mut slow, &mut got).await;
+    }
+    let (alone, beside) = (median(alone), median(beside));
+    assert!(
+        beside < 3 * alone + Duration::from_millis(1),
+        "{alone:?} alone, then {beside:?}"
+    );
+}
+
+async fn round_trip(client: &mut Client, text: &str) -> Duration {
+    let start = Instant::now();
+    client.send(text).await;
+    assert_eq!(
+        client.next_text().await.len(),
+        "Broadcast: ".len() + text.len()
+    );
+    start.elapsed()
+}
+
+async fn expect_number(client: &mut Client, number: &mut usize) {
+    let text = client.next_text().await;
+    assert!(
+        text.starts_with(&format!("Broadcast: {number} ")),
+        "{}",
+        &text[..20]
+    );
+    *number += 1;
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_reads_is_dropped_and_nobody_waits_for_it() {
+    let server = TestServer::quiet(|config| {
+        config.write_timeout = millis(300);
+        config.ping_interval = millis(0);
+    })
+    .await;
+    let mut stuck = RawClient::with_small_window(server.address).await;
+    stuck.send(RawClient::handshake("/", "")).await;
+    stuck.read_head().await;
+    let mut fast = server.client().await;
+    let message = vec![0; 256 * 1024];
+    let start = Instant::now();
+    // Far more than kernel and queue together hold.
+    for _ in 0..100 {
+        fast.send_binary(&message).await;
+        fast.expect_binary(&message).await;
+    }
+    eventually("the stuck client is dropped", || {
+        server.monitor.connections() == 1
+    })
+    .await;
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    fast.send_binary(&message).await;
+    fast.expect_binary(&message).await;
+}
+
+#[tokio::test]
+async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013() {
+    let server = TestServer::quiet(|config| {
+        config.max_queue = 1;
+        config.history_limit = 2;
+    })
+    .await;
+    let mut slow = RawClient::with_small_window(server.address).await;
+    slow.upgrade("/").await;
+    let mut fast = server.client().await;
+    let message = vec![0; 256 * 1024];
+    for _ in 0..40 {
+        fast.send_binary(&message).await;
+        fast.expect_binary(&message).await;
+    }
+    let mut got = 0;
+    let (first, payload) = loop {
+        match slow.read_frame().await {
+            (first, payload) if first == FIN | BINARY => assert_eq!(payload, message),
+            other => break other,
+        }
+        got += 1;
+    };
+    assert_eq!(
+        (first, &payload[..2]),
+        (FIN | CLOSE, &1013_u16.to_be_bytes()[..])
+    );
+    assert!(got < 40, "it got all {got}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flooding_client_does_not_starve_the_others() {
+    let server = TestServer::with(|config| config.welcome = Some(String::new())).await;
+    let mut quiet = server.client_at("/quiet").await;
+    let flood = server.client_at("/flood").await;
+    let (mut sink, mut stream) = flood.websocket.split();
+    let (stop, mut stopped) = watch::channel(false);
+    let flooding = tokio::spawn(async move {
+        let text = Message::text("x".repeat(64));
+        while !*stopped.borrow_and_update() {
+            sink.feed(text.clone()).await.unwrap();
+        }
+        sink.close().await.unwrap();
+    });
+    let draining = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+    for number in 0..500 {
+        quiet.send(&number.to_string()).await;
+        quiet.expect(&format!("Server echo: {number}")).await;
+    }
+    stop.send(true).unwrap();
+    timeout(PATIENCE, flooding).await.unwrap().unwrap();
+    timeout(PATIENCE, draining).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
+    let server = TestServer::quiet(|config| {
+        config.ping_interval = millis(100);
+        config.ping_timeout = millis(100);
+    })
+    .await;
+    let mut fast = server.client().await;
+    let message = vec![0; 64 * 1024];
+    for _ in 0..60 {
+        fast.send_binary(&message).await;
+        fast.expect_binary(&message).await;
+    }
+    // Takes about twenty intervals to read what is there, and cannot see a ping before that.
+    let mut slow = RawClient::with_small_window(server.address).await;
+    slow.upgrade("/").await;
+    let mut pace = tokio::time::interval(Duration::from_millis(35));
+    let reading = async {
+        for _ in 0..60 {
+            pace.tick().await;
+            assert_eq!(slow.read_frame().await, (FIN | BINARY, message.clone()));
+        }
+        assert_eq!(slow.read_frame().await.0, FIN | PING);
+        slow.send(frame(FIN | PONG, b"")).await;
+        slow.send(frame(FIN | TEXT, b"caught up")).await;
+    };
+    let others = async { while fast.next().await != Message::text("Broadcast: caught up") {} };
+    tokio::join!(reading, others);
+}

@@ -1,0 +1,13 @@
+//! Integration tests: real servers on free ports, real clients.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod cli;
+mod contract;
+mod drain;
+mod harness;
+mod http;
+mod layers;
+mod load;
+mod malice;
+mod rooms;
