@@ -266,3 +266,279 @@ impl Drop for Subscription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Size;
+    use crate::message::Payload;
+    use crate::wire::Plain;
+
+    const NO_PREFIX: Option<String> = Some(String::new());
+
+    fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
+        Config {
+            mode,
+            history_limit,
+            max_queue,
+            prefix: NO_PREFIX,
+            ..Config::default()
+        }
+    }
+
+    /// A room whose messages say their own numbers: 1, 2, 3 …
+    struct Numbers {
+        room: Arc<Room>,
+        plain: Plain,
+        last: u64,
+    }
+
+    impl Numbers {
+        fn new(config: &Config) -> Self {
+            Self {
+                room: Arc::new(Room::new(config, 1, Arc::default())),
+                plain: Plain::new(config),
+                last: 0,
+            }
+        }
+
+        fn publish(&mut self, count: u64) {
+            let numbers = self.last + 1..=self.last + count;
+            let payloads: Vec<Payload> = numbers
+                .map(|number| Payload::Text(number.to_string().into()))
+                .collect();
+            let batch = self.room.deliver(self.plain.encode(&payloads)).unwrap();
+            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
+            self.last += count;
+        }
+
+        /// How many queues the room fills.
+        fn live(&self) -> usize {
+            self.room.log.lock().live.len()
+        }
+    }
+
+    /// The numbers that `frames` carry.
+    fn numbers(frames: &[Bytes]) -> Vec<u64> {
+        let mut bytes: &[u8] = &frames.concat();
+        let mut numbers = Vec::new();
+        while let [_, length, rest @ ..] = bytes {
+            let (number, rest) = rest.split_at(*length as usize);
+            numbers.push(std::str::from_utf8(number).unwrap().parse().unwrap());
+            bytes = rest;
+        }
+        numbers
+    }
+
+    /// Asks once.
+    fn ask(subscription: &mut Subscription) -> Poll<Result<Vec<u64>, Disconnect>> {
+        let mut frames = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        subscription
+            .poll_next(&mut cx, &mut frames)
+            .map_ok(|count| {
+                let numbers = numbers(&frames);
+                assert_eq!(numbers.len() as u64, count);
+                assert_eq!(subscription.last().unwrap().seq, *numbers.last().unwrap());
+                numbers
+            })
+    }
+
+    /// Asks until nothing is there for now.
+    fn take_all(subscription: &mut Subscription) -> Vec<u64> {
+        let mut all = Vec::new();
+        while let Poll::Ready(numbers) = ask(subscription) {
+            all.extend(numbers.unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn a_subscription_gets_history_then_live() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 10, 10));
+        room.publish(3);
+        let mut subscription = room.room.subscribe();
+        room.publish(2);
+        assert_eq!(take_all(&mut subscription), [1, 2, 3, 4, 5]);
+        room.publish(1);
+        assert_eq!(take_all(&mut subscription), [6]);
+    }
+
+    #[test]
+    fn one_that_overflows_leaves_the_live_registry_and_catches_up_from_the_history() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
+        let mut slow = room.room.subscribe();
+        let mut fast = room.room.subscribe();
+        for _ in 0..10 {
+            room.publish(1);
+            assert_eq!(take_all(&mut fast), [room.last]);
+        }
+        assert_eq!(room.live(), 1);
+        assert_eq!(take_all(&mut slow), (1..=10).collect::<Vec<_>>());
+        assert_eq!(room.live(), 2);
+        room.publish(1);
+        assert_eq!(take_all(&mut slow), [11]);
+    }
+
+    #[test]
+    fn the_bytes_that_wait_are_bounded_too_but_one_batch_always_may() {
+        let config = Config {
+            max_queue_bytes: Size::from(7),
+            ..config(Mode::Broadcast, 0, 100)
+        };
+        let mut room = Numbers::new(&config);
+        let mut one = room.room.subscribe();
+        // Three bytes a frame.
+        room.publish(5);
+        assert_eq!(take_all(&mut one), [1, 2, 3, 4, 5]);
+        room.publish(1);
+        room.publish(1);
+        assert_eq!(room.live(), 1);
+        room.publish(1);
+        assert_eq!(room.live(), 0);
+        assert!(matches!(ask(&mut one), Poll::Ready(Ok(got)) if got == [6, 7]));
+        assert!(matches!(
+            ask(&mut one),
+            Poll::Ready(Err(Disconnect::Behind))
+        ));
+    }
+
+    #[test]
+    fn a_long_history_is_read_in_pieces() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
+        for _ in 0..10 {
+            room.publish(1);
+        }
+        let mut subscription = room.room.subscribe();
+        let mut pieces = Vec::new();
+        while let Poll::Ready(piece) = ask(&mut subscription) {
+            pieces.push(piece.unwrap().len());
+        }
+        assert_eq!(pieces, [4, 4, 2]);
+    }
+
+    #[test]
+    fn in_echo_mode_only_what_was_there_at_the_join_is_replayed() {
+        let mut room = Numbers::new(&config(Mode::Echo, 100, 2));
+        (0..3).for_each(|_| room.publish(1));
+        let mut subscription = room.room.subscribe();
+        (0..3).for_each(|_| room.publish(1));
+        let (mut frames, mut counts) = (Vec::new(), Vec::new());
+        while let count @ 1.. = subscription.replay(&mut frames).unwrap() {
+            counts.push(count);
+        }
+        assert_eq!((numbers(&frames), counts), (vec![1, 2, 3], vec![2, 1]));
+        assert!(ask(&mut subscription).is_pending());
+        room.publish(1);
+        assert!(ask(&mut subscription).is_pending());
+    }
+
+    #[test]
+    fn a_sealed_room_takes_nothing_and_gives_the_rest_then_its_end() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 2));
+        let mut live = room.room.subscribe();
+        (0..5).for_each(|_| room.publish(1));
+        let mut late = room.room.subscribe();
+        room.room.seal();
+        assert!(room.room.deliver(room.plain.encode(&[])).is_err());
+        for subscription in [&mut live, &mut late] {
+            let mut all = Vec::new();
+            let end = loop {
+                match ask(subscription) {
+                    Poll::Ready(Ok(numbers)) => all.extend(numbers),
+                    Poll::Ready(Err(end)) => break end,
+                    Poll::Pending => panic!("a sealed room has an end"),
+                }
+            };
+            assert_eq!(all, [1, 2, 3, 4, 5]);
+            assert!(matches!(end, Disconnect::ShuttingDown));
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_all_rooms_are_counted_through_every_change() {
+        let total = Arc::new(AtomicUsize::new(0));
+        let config = config(Mode::Broadcast, 3, 10);
+        let plain = Plain::new(&config);
+        let rooms = [1, 2].map(|epoch| Room::new(&config, epoch, total.clone()));
+        for payload in ["1", "22", "333", "4444"] {
+            for room in &rooms {
+                let frames = plain.encode(&[Payload::Text(payload.into())]);
+                room.deliver(frames).unwrap();
+            }
+        }
+        assert_eq!(total.load(Ordering::Relaxed), 2 * (2 + 3 + 4));
+        rooms[0].trim_to(4);
+        assert_eq!((rooms[0].bytes(), rooms[1].bytes()), (4, 9));
+        assert_eq!(total.load(Ordering::Relaxed), 4 + 9);
+        drop(rooms);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Publish(u64),
+        Join,
+        Ask(prop::sample::Index),
+        Leave(prop::sample::Index),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (1..4_u64).prop_map(Step::Publish),
+            1 => Just(Step::Join),
+            3 => any::<prop::sample::Index>().prop_map(Step::Ask),
+            1 => any::<prop::sample::Index>().prop_map(Step::Leave),
+        ]
+    }
+
+    proptest! {
+        /// Whatever the order of things: what one gets is one contiguous run of the log, from the
+        /// oldest message at its join to the end, and who is told to be behind is.
+        #[test]
+        fn each_gets_one_contiguous_run(
+            steps in prop::collection::vec(step(), 0..200),
+            history_limit in 0_usize..12,
+            max_queue in 1_usize..6,
+        ) {
+            let mut room = Numbers::new(&config(Mode::Broadcast, history_limit, max_queue));
+            // Each with the number it has to get next.
+            let mut clients: Vec<(Subscription, u64)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Publish(count) => room.publish(count),
+                    Step::Join => {
+                        let oldest = room.last.saturating_sub(history_limit as u64) + 1;
+                        clients.push((room.room.subscribe(), oldest));
+                    }
+                    Step::Ask(_) | Step::Leave(_) if clients.is_empty() => {}
+                    Step::Ask(which) => {
+                        let which = which.index(clients.len());
+                        let (subscription, next) = &mut clients[which];
+                        match ask(subscription) {
+                            Poll::Ready(Ok(numbers)) => {
+                                let end = *next + numbers.len() as u64;
+                                prop_assert_eq!(numbers, (*next..end).collect::<Vec<_>>());
+                                *next = end;
+                            }
+                            Poll::Ready(Err(why)) => {
+                                prop_assert!(matches!(why, Disconnect::Behind));
+                                prop_assert!(*next + (history_limit as u64) <= room.last);
+                                clients.swap_remove(which);
+                            }
+                            Poll::Pending => prop_assert_eq!(*next, room.last + 1),
+                        }
+                    }
+                    Step::Leave(which) => drop(clients.swap_remove(which.index(clients.len()))),
+                }
+                prop_assert!(room.live() <= clients.len());
+            }
+            clients.clear();
+            prop_assert_eq!(room.live(), 0);
+        }
+    }
+}

@@ -72,7 +72,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         // Out of the room first: the close frame and its answer may take a while.
         drop(self.membership);
         let why = self.farewell.why.insert(why);
-        self.socket.finish(why).await;
+        // In a box of its own: a client should not carry the room for it through its life.
+        Box::pin(self.socket.finish(why)).await;
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
@@ -258,5 +259,280 @@ impl fmt::Display for Excerpt<'_> {
             Some((end, _)) => write!(f, "{}… ({} bytes)", text[..end].escape_debug(), text.len()),
             None => write!(f, "{}", text.escape_debug()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::backend::Backend;
+    use crate::config::Time;
+    use crate::hub::Hub;
+
+    const CLOSE: u8 = 0x88;
+    const PING: u8 = 0x89;
+
+    /// The other end of a session, and the clock since its start.
+    struct Peer {
+        stream: DuplexStream,
+        session: JoinHandle<()>,
+        start: Instant,
+    }
+
+    /// A broadcast hub without texts.
+    fn hub(change: impl FnOnce(&mut Config)) -> (Arc<Hub>, Arc<Config>) {
+        let mut config = Config {
+            mode: Mode::Broadcast,
+            welcome: Some(String::new()),
+            prefix: Some(String::new()),
+            ..Config::default()
+        };
+        change(&mut config);
+        let config = Arc::new(config);
+        (
+            Arc::new(Hub::new(config.clone(), Backend::memory())),
+            config,
+        )
+    }
+
+    impl Peer {
+        /// A session in the default room, whose socket holds so many bytes on their way.
+        async fn join(hub: &Arc<Hub>, config: &Arc<Config>, window: usize) -> Self {
+            let (stream, theirs) = duplex(window);
+            let membership = hub.join("/").unwrap();
+            let (ahead, span) = (Bytes::new(), Span::none());
+            let session = Session::new(theirs, ahead, membership, config.clone(), span).await;
+            Self {
+                stream,
+                session: tokio::spawn(session.run()),
+                start: Instant::now(),
+            }
+        }
+
+        /// A session with these changes to the defaults, and much space in its socket.
+        async fn with(change: impl FnOnce(&mut Config)) -> Self {
+            let (hub, config) = hub(change);
+            Self::join(&hub, &config, 1 << 20).await
+        }
+
+        /// The first byte and the payload of the next frame.
+        async fn frame(&mut self) -> (u8, Vec<u8>) {
+            let first = self.stream.read_u8().await.unwrap();
+            let length = match self.stream.read_u8().await.unwrap() {
+                126 => self.stream.read_u16().await.unwrap().into(),
+                length => usize::from(length),
+            };
+            let mut payload = vec![0; length];
+            self.stream.read_exact(&mut payload).await.unwrap();
+            (first, payload)
+        }
+
+        async fn expect_close(&mut self, code: u16) {
+            let (first, payload) = self.frame().await;
+            assert_eq!((first, &payload[..2]), (CLOSE, &code.to_be_bytes()[..]));
+        }
+
+        fn elapsed(&self) -> Duration {
+            self.start.elapsed()
+        }
+
+        /// Waits for the session to end; says when it did.
+        async fn end(self) -> Duration {
+            self.session.await.unwrap();
+            self.start.elapsed()
+        }
+    }
+
+    /// A frame of text, masked with zeros.
+    fn text(text: &str) -> Vec<u8> {
+        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+        frame.extend(text.as_bytes());
+        frame
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    /// Publishes `count` messages of `size` bytes, each alone.
+    fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
+        let publisher = hub.join("/").unwrap();
+        for _ in 0..count {
+            let payload = Payload::Binary(vec![7; size].into());
+            publisher.publish(&[payload]).unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_goes_at_interval_plus_timeout() {
+        let mut peer = Peer::with(|_| {}).await;
+        assert_eq!(peer.frame().await, (PING, Vec::new()));
+        assert_eq!(peer.elapsed(), secs(10));
+        peer.expect_close(1011).await;
+        assert_eq!(peer.elapsed(), secs(15));
+        // It does not answer the close frame either.
+        assert_eq!(peer.end().await, secs(15 + 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_only_sends_data_stays() {
+        let mut peer = Peer::with(|_| {}).await;
+        for round in 1..20 {
+            tokio::time::sleep_until(peer.start + secs(4 * round)).await;
+            peer.stream.write_all(&text("hi")).await.unwrap();
+            while peer.frame().await.0 == PING {}
+        }
+        assert!(!peer.session.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_in_the_middle_of_a_long_message_stays() {
+        let mut peer = Peer::with(|_| {}).await;
+        for byte in text("a long message") {
+            tokio::time::sleep(secs(4)).await;
+            peer.stream.write_all(&[byte]).await.unwrap();
+        }
+        while peer.frame().await.0 == PING {}
+        assert_eq!(peer.elapsed(), secs(4 * 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_interval_nobody_is_pinged() {
+        let mut peer = Peer::with(|config| config.ping_interval = Time::from(Duration::ZERO)).await;
+        tokio::time::sleep(secs(1000)).await;
+        peer.stream.write_all(&text("still here")).await.unwrap();
+        assert_eq!(peer.frame().await, (0x81, b"still here".to_vec()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_busy_with_our_backlog_stays_and_is_pinged_behind_it() {
+        let (hub, config) = hub(|_| {});
+        // Or the room would be forgotten with its publisher.
+        let _room = hub.join("/").unwrap();
+        publish(&hub, 100, 1000);
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        for _ in 0..100 {
+            tokio::time::sleep(secs(4)).await;
+            assert_eq!(peer.frame().await.1.len(), 1000);
+        }
+        let (first, id) = peer.frame().await;
+        assert_eq!(first, PING);
+        assert!(id.ends_with(b"-100"), "{}", id.escape_ascii());
+        // The pong comes late, but within the grace that a client has behind a backlog.
+        tokio::time::sleep(secs(9)).await;
+        let pong = [0x8a, 0x80, 0, 0, 0, 0];
+        peer.stream.write_all(&pong).await.unwrap();
+        assert_eq!(peer.frame().await.0, PING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_came_while_we_were_busy_writing_counts() {
+        let (hub, config) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        assert_eq!(peer.frame().await.0, PING);
+        publish(&hub, 1, 1000);
+        // Half of it in time for nothing to be judged, the pong, and the rest after the deadline.
+        let pong = [0x8a, 0x80, 0, 0, 0, 0];
+        peer.stream.write_all(&pong).await.unwrap();
+        let mut half = [0; 500];
+        peer.stream.read_exact(&mut half).await.unwrap();
+        tokio::time::sleep(secs(9)).await;
+        let mut rest = [0; 504];
+        peer.stream.read_exact(&mut rest).await.unwrap();
+        assert_eq!(peer.frame().await.0, PING);
+        assert_eq!(peer.elapsed(), secs(20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_dropped_at_the_write_timeout() {
+        let (hub, config) = hub(|_| {});
+        let peer = Peer::join(&hub, &config, 64).await;
+        publish(&hub, 1, 1000);
+        assert_eq!(peer.end().await, secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_write_timeout_starts_again_with_every_byte_taken() {
+        let (hub, config) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        publish(&hub, 1, 1000);
+        for _ in 0..10 {
+            tokio::time::sleep(secs(9)).await;
+            peer.stream.read_u8().await.unwrap();
+        }
+        assert_eq!(peer.end().await, secs(10 * 9 + 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_answer_the_close_frame_is_left_at_the_close_timeout() {
+        let (hub, config) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &config, 1 << 20).await;
+        publish(&hub, 3, 5);
+        hub.seal();
+        for _ in 0..3 {
+            assert_eq!(peer.frame().await.1.len(), 5);
+        }
+        peer.expect_close(1001).await;
+        // Data is no answer.
+        peer.stream.write_all(&text("x")).await.unwrap();
+        assert_eq!(peer.end().await, secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_was_forgotten_by_the_room_is_told_1013() {
+        let (hub, config) = hub(|config| {
+            config.history_limit = 2;
+            config.max_queue = 1;
+        });
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        publish(&hub, 1, 1000);
+        // Its session is in the middle of writing now.
+        peer.stream.read_u8().await.unwrap();
+        publish(&hub, 10, 50);
+        let mut rest = vec![0; 1003];
+        peer.stream.read_exact(&mut rest).await.unwrap();
+        assert_eq!(peer.frame().await.1.len(), 50);
+        peer.expect_close(1013).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_echo_client_gets_all_of_the_history_before_its_answers() {
+        let (hub, config) = hub(|config| config.mode = Mode::Echo);
+        let _room = hub.join("/").unwrap();
+        publish(&hub, 20, 100);
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        peer.stream.write_all(&text("answer me")).await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(peer.frame().await.1, [7; 100]);
+        }
+        assert_eq!(peer.frame().await.1, b"answer me");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_client_costs_little() {
+        let (hub, config) = hub(|_| {});
+        let (_peer, theirs) = duplex(64);
+        let membership = hub.join("/").unwrap();
+        let session = Session::new(theirs, Bytes::new(), membership, config, Span::none()).await;
+        let size = size_of_val(&session.run());
+        assert!(size <= 2304, "the future of a session has {size} bytes");
+    }
+
+    #[test]
+    fn the_log_shows_the_beginning_of_a_message_on_one_line() {
+        let show = |text: &str| Excerpt(&Payload::Text(text.into())).to_string();
+        assert_eq!(
+            show("two\nlines\u{7}\u{1b}[0m"),
+            r"two\nlines\u{7}\u{1b}[0m"
+        );
+        let long = show(&"é".repeat(101));
+        assert_eq!(long, format!("{}… (202 bytes)", "é".repeat(100)));
+        let binary = Payload::Binary(vec![0; 3].into());
+        assert_eq!(Excerpt(&binary).to_string(), "<3 bytes>");
     }
 }

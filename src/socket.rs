@@ -192,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Ends the connection for the reason `why`: tells the client, lets it answer, closes.
     ///
     /// Takes at most the close timeout, and a moment where there is nobody to be told.
-    pub async fn finish(mut self, why: &Disconnect) {
+    pub async fn finish(&mut self, why: &Disconnect) {
         if !self.torn && !matches!(why, Disconnect::Transport(_)) {
             let limit = self.close_timeout;
             timeout(limit, self.close(why)).await.ok();
