@@ -48,8 +48,8 @@ impl Process {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = next_line(&mut log, " server is listening on ws://").await;
         let (_, address) = line.split_once("ws://").unwrap();
+        let address = address.split('"').next().unwrap();
         let port = address.rsplit_once(':').unwrap().1;
-        let port = port.split(|c: char| !c.is_ascii_digit()).next().unwrap();
         let address = format!("127.0.0.1:{port}").parse().unwrap();
         Self {
             child,
