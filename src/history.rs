@@ -91,7 +91,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Frames, Mark, MessageId};
+    use crate::message::{Frames, Kind, Mark, MessageId};
     use proptest::prelude::*;
 
     /// A batch of messages with so many payload bytes each.
@@ -102,6 +102,7 @@ mod tests {
             .map(|payload| {
                 end += payload + 2;
                 Mark {
+                    kind: Kind::Binary,
                     end,
                     payload: *payload,
                 }

@@ -102,9 +102,11 @@ impl Http {
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner();
         if let Progress::Joined(room, membership) = std::mem::take(&mut *progress.lock()) {
+            // A copy, or even an empty rest would keep all of hyper's buffer.
+            let ahead = Bytes::copy_from_slice(&parts.read_buf);
             return Some(Upgraded {
                 stream,
-                ahead: parts.read_buf,
+                ahead,
                 room,
                 membership,
             });

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::message::{Batch, Payload};
+use crate::message::{Batch, Frames};
 use crate::room::{Room, Sealed, Subscription};
 use crate::wire::Plain;
 
@@ -19,7 +18,7 @@ use crate::wire::Plain;
 #[derive(Debug)]
 pub struct Hub {
     config: Arc<Config>,
-    plain: Plain,
+    plain: Arc<Plain>,
     backend: Backend,
     rooms: Mutex<Rooms>,
     /// Payload bytes that all histories hold.
@@ -57,7 +56,7 @@ impl Hub {
     /// A hub without rooms.
     pub fn new(config: Arc<Config>, backend: Backend) -> Self {
         Self {
-            plain: Plain::new(&config),
+            plain: Arc::new(Plain::new(&config)),
             config,
             backend,
             rooms: Mutex::default(),
@@ -163,17 +162,16 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// The frame that greets the client, if there is to be one.
-    pub fn greeting(&self) -> Option<Bytes> {
-        self.hub.plain.greeting()
+    /// How messages look in this room.
+    pub fn plain(&self) -> &Arc<Plain> {
+        &self.hub.plain
     }
 
     /// Publishes messages to the room; returns them with their ids once they are in its log.
     ///
     /// # Errors
     /// [`Sealed`] when the server is shutting down; the messages are not in the log then.
-    pub fn publish(&self, payloads: &[Payload]) -> Result<Arc<Batch>, Sealed> {
-        let frames = self.hub.plain.encode(payloads);
+    pub fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
         let batch = self.hub.backend.publish(&self.room, frames)?;
         if self.hub.total.load(Ordering::Relaxed) > self.hub.config.history_total.bytes() {
             self.hub.reclaim();

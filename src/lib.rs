@@ -10,7 +10,7 @@
 //! | 4 | [`hub`]: the rooms by name |
 //! | 3 | [`backend`]: where logs live |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`socket`]: frames to and from the kernel |
-//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats |
+//! | 1 | [`decode`]: which bytes go past tungstenite; [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats |
 //! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`] |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
@@ -22,6 +22,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod decode;
 pub mod disconnect;
 pub mod heartbeat;
 pub mod history;

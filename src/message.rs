@@ -4,7 +4,6 @@ use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// The name of a message in its room, written `<epoch>-<seq>`; ids only ever grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,35 +20,27 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// One WebSocket message as its sender sent it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Payload {
-    /// A text message.
-    Text(Utf8Bytes),
+/// What kind of WebSocket message it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A text message, which is UTF-8.
+    Text,
     /// A binary message.
-    Binary(Bytes),
-}
-
-impl Payload {
-    /// The bytes of the message, without any prefix.
-    pub fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Text(text) => text.as_bytes(),
-            Self::Binary(bytes) => bytes,
-        }
-    }
+    Binary,
 }
 
 /// A few messages encoded once, as the WebSocket frames that every client gets.
 #[derive(Debug, Clone, Default)]
 pub struct Frames {
     bytes: Bytes,
-    marks: Box<[Mark]>,
+    marks: Vec<Mark>,
 }
 
 /// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
 #[derive(Debug, Clone, Copy)]
 pub struct Mark {
+    /// The kind of the message.
+    pub kind: Kind,
     /// Offset in bytes behind the frame's last byte.
     pub end: usize,
     /// Length of the payload in bytes; it is the tail of the frame.
@@ -58,9 +49,16 @@ pub struct Mark {
 
 impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
-    pub fn new(bytes: Bytes, marks: Box<[Mark]>) -> Self {
+    pub fn new(bytes: Bytes, marks: Vec<Mark>) -> Self {
         debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
         Self { bytes, marks }
+    }
+
+    /// The messages as their sender sent them.
+    pub fn payloads(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
+        self.marks
+            .iter()
+            .map(|mark| (mark.kind, &self.bytes[mark.end - mark.payload..mark.end]))
     }
 }
 
@@ -138,10 +136,14 @@ mod tests {
 
     #[test]
     fn a_batch_gives_the_frames_from_any_of_its_messages_on() {
-        let mark = |end, payload| Mark { end, payload };
+        let mark = |end, payload| Mark {
+            kind: Kind::Binary,
+            end,
+            payload,
+        };
         let frames = Frames::new(
             Bytes::from_static(b"abcdef"),
-            Box::new([mark(1, 1), mark(3, 0), mark(6, 2)]),
+            vec![mark(1, 1), mark(3, 0), mark(6, 2)],
         );
         let batch = Batch::new(MessageId { epoch: 7, seq: 5 }, frames);
         assert_eq!(batch.seqs(), 5..8);

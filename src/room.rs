@@ -275,8 +275,8 @@ mod tests {
 
     use super::*;
     use crate::config::Size;
-    use crate::message::Payload;
-    use crate::wire::Plain;
+    use crate::message::Kind;
+    use crate::wire::{Draft, Plain};
 
     const NO_PREFIX: Option<String> = Some(String::new());
 
@@ -308,10 +308,12 @@ mod tests {
 
         fn publish(&mut self, count: u64) {
             let numbers = self.last + 1..=self.last + count;
-            let payloads: Vec<Payload> = numbers
-                .map(|number| Payload::Text(number.to_string().into()))
-                .collect();
-            let batch = self.room.deliver(self.plain.encode(&payloads)).unwrap();
+            let mut draft = Draft::default();
+            for number in numbers {
+                let text = number.to_string();
+                self.plain.encode(Kind::Text, text.as_bytes(), &mut draft);
+            }
+            let batch = self.room.deliver(draft.take()).unwrap();
             assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
             self.last += count;
         }
@@ -444,7 +446,7 @@ mod tests {
         (0..5).for_each(|_| room.publish(1));
         let mut late = room.room.subscribe();
         room.room.seal();
-        assert!(room.room.deliver(room.plain.encode(&[])).is_err());
+        assert!(room.room.deliver(Frames::default()).is_err());
         for subscription in [&mut live, &mut late] {
             let mut all = Vec::new();
             let end = loop {
@@ -467,8 +469,9 @@ mod tests {
         let rooms = [1, 2].map(|epoch| Room::new(&config, epoch, total.clone()));
         for payload in ["1", "22", "333", "4444"] {
             for room in &rooms {
-                let frames = plain.encode(&[Payload::Text(payload.into())]);
-                room.deliver(frames).unwrap();
+                let mut draft = Draft::default();
+                plain.encode(Kind::Text, payload.as_bytes(), &mut draft);
+                room.deliver(draft.take()).unwrap();
             }
         }
         assert_eq!(total.load(Ordering::Relaxed), 2 * (2 + 3 + 4));

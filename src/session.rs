@@ -16,9 +16,9 @@ use crate::config::{Config, Mode};
 use crate::disconnect::Disconnect;
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::Membership;
-use crate::message::Payload;
+use crate::message::{Frames, Kind};
 use crate::socket::Socket;
-use crate::wire;
+use crate::wire::{self, Draft, Plain};
 
 /// One client: the one task that reads its socket, writes to it and keeps its time.
 #[derive(Debug)]
@@ -27,8 +27,9 @@ pub struct Session<S> {
     socket: Socket<S>,
     membership: Membership,
     heartbeat: Option<Heartbeat>,
+    plain: Arc<Plain>,
     /// Read, and not yet published.
-    inbox: Vec<Payload>,
+    draft: Draft,
     /// To be written.
     outbox: Vec<Bytes>,
     farewell: Farewell,
@@ -52,8 +53,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Self {
             socket: Socket::new(stream, ahead, &config).await,
             heartbeat: beats.then(|| Heartbeat::new(interval, timeout, grace, now)),
+            plain: membership.plain().clone(),
             membership,
-            inbox: Vec::new(),
+            draft: Draft::default(),
             outbox: Vec::new(),
             farewell: Farewell {
                 span,
@@ -77,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
-        self.outbox.extend(self.membership.greeting());
+        self.outbox.extend(self.plain.greeting());
         if self.config.mode == Mode::Echo {
             self.replay().await?;
         }
@@ -91,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         tokio::pin!(alarm);
         loop {
             select! {
-                read = poll_fn(|cx| self.socket.poll_read(cx, &mut self.inbox)) => {
+                read = poll_fn(|cx| self.socket.poll_read(cx, encode(&self.plain, &mut self.draft))) => {
                     read?;
                     self.publish().await?;
                     self.socket.end_turn().await;
@@ -124,13 +126,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Publishes what was read; in echo mode, that is the answer, too.
     async fn publish(&mut self) -> Result<(), Disconnect> {
         self.hear();
-        self.farewell.received += self.inbox.len() as u64;
+        let frames = self.draft.take();
+        self.farewell.received += frames.payloads().len() as u64;
         if enabled!(Level::DEBUG) {
-            self.log_inbox();
+            self.log_messages(&frames);
         }
-        let published = self.membership.publish(&self.inbox);
-        self.inbox.clear();
-        self.inbox.shrink_to(KEPT_CAPACITY);
+        let published = self.membership.publish(frames);
         // A sealed room takes nothing; what it holds is still to be written before the end.
         if let (Ok(batch), Mode::Echo) = (published, self.config.mode) {
             self.farewell.sent += batch.len() as u64;
@@ -176,7 +177,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Gives the client up, unless its answer arrived while we were busy and is still to be read.
     async fn listen_once_more(&mut self) -> Result<(), Disconnect> {
-        let read = poll_fn(|cx| Poll::Ready(self.socket.poll_read(cx, &mut self.inbox))).await;
+        let read = poll_fn(|cx| {
+            Poll::Ready(
+                self.socket
+                    .poll_read(cx, encode(&self.plain, &mut self.draft)),
+            )
+        })
+        .await;
         if let Poll::Ready(read) = read {
             read?;
             return self.publish().await;
@@ -197,15 +204,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         heard
     }
 
-    fn log_inbox(&self) {
+    fn log_messages(&self, frames: &Frames) {
         let span = &self.farewell.span;
-        for payload in &self.inbox {
-            debug!(parent: span, "Received from client: {}", Excerpt(payload));
+        for (kind, payload) in frames.payloads() {
+            debug!(parent: span, "Received from client: {}", Excerpt(kind, payload));
             if self.config.mode == Mode::Broadcast {
-                debug!(parent: span, "Broadcasting: {}", Excerpt(payload));
+                debug!(parent: span, "Broadcasting: {}", Excerpt(kind, payload));
             }
         }
     }
+}
+
+/// Where a message goes that was read: encoded into the draft.
+fn encode(plain: &Plain, draft: &mut Draft) -> impl FnMut(Kind, &[u8]) {
+    |kind, payload| plain.encode(kind, payload, draft)
 }
 
 /// A list that grew longer than this in a burst is cut back, so that idle clients stay small.
@@ -244,17 +256,18 @@ impl Drop for Farewell {
 }
 
 /// The beginning of a message for the log, on one line whatever the client sent.
-struct Excerpt<'a>(&'a Payload);
+struct Excerpt<'a>(Kind, &'a [u8]);
 
 /// How many characters of a text the log shows.
 const EXCERPT: usize = 100;
 
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self.0 {
-            Payload::Text(text) => text.as_str(),
-            Payload::Binary(bytes) => return write!(f, "<{} bytes>", bytes.len()),
-        };
+        let Self(kind, bytes) = self;
+        if *kind == Kind::Binary {
+            return write!(f, "<{} bytes>", bytes.len());
+        }
+        let text = String::from_utf8_lossy(bytes);
         match text.char_indices().nth(EXCERPT) {
             Some((end, _)) => write!(f, "{}… ({} bytes)", text[..end].escape_debug(), text.len()),
             None => write!(f, "{}", text.escape_debug()),
@@ -363,8 +376,10 @@ mod tests {
     fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
         let publisher = hub.join("/").unwrap();
         for _ in 0..count {
-            let payload = Payload::Binary(vec![7; size].into());
-            publisher.publish(&[payload]).unwrap();
+            let mut draft = Draft::default();
+            let payload = vec![7; size];
+            publisher.plain().encode(Kind::Binary, &payload, &mut draft);
+            publisher.publish(draft.take()).unwrap();
         }
     }
 
@@ -520,19 +535,18 @@ mod tests {
         let membership = hub.join("/").unwrap();
         let session = Session::new(theirs, Bytes::new(), membership, config, Span::none()).await;
         let size = size_of_val(&session.run());
-        assert!(size <= 2304, "the future of a session has {size} bytes");
+        assert!(size <= 2560, "the future of a session has {size} bytes");
     }
 
     #[test]
     fn the_log_shows_the_beginning_of_a_message_on_one_line() {
-        let show = |text: &str| Excerpt(&Payload::Text(text.into())).to_string();
+        let show = |text: &str| Excerpt(Kind::Text, text.as_bytes()).to_string();
         assert_eq!(
             show("two\nlines\u{7}\u{1b}[0m"),
             r"two\nlines\u{7}\u{1b}[0m"
         );
         let long = show(&"é".repeat(101));
         assert_eq!(long, format!("{}… (202 bytes)", "é".repeat(100)));
-        let binary = Payload::Binary(vec![0; 3].into());
-        assert_eq!(Excerpt(&binary).to_string(), "<3 bytes>");
+        assert_eq!(Excerpt(Kind::Binary, &[0; 3]).to_string(), "<3 bytes>");
     }
 }

@@ -1,13 +1,14 @@
 //! How events look on a WebSocket: the plain format, and the control frames that are ours to send.
 
 use std::fmt::Display;
+use std::mem;
 
 use bytes::Bytes;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
 
 use crate::config::Config;
-use crate::message::{Frames, Mark, Payload};
+use crate::message::{Frames, Kind, Mark};
 
 /// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
 #[derive(Debug)]
@@ -34,29 +35,45 @@ impl Plain {
         self.greeting.clone()
     }
 
-    /// Encodes each payload as one unfragmented frame; this is the one copy it ever gets.
-    pub fn encode(&self, payloads: &[Payload]) -> Frames {
-        let each = FRAME_HEADER_MAX + self.prefix.len();
-        let bytes = payloads
-            .iter()
-            .map(|payload| each + payload.as_bytes().len())
-            .sum();
-        let mut frames = Vec::with_capacity(bytes);
-        let marks = payloads
-            .iter()
-            .map(|payload| {
-                let bytes = payload.as_bytes();
-                match payload {
-                    Payload::Text(_) => encode(Data::Text, &self.prefix, bytes, &mut frames),
-                    Payload::Binary(_) => encode(Data::Binary, "", bytes, &mut frames),
-                }
-                Mark {
-                    end: frames.len(),
-                    payload: bytes.len(),
-                }
-            })
-            .collect();
-        Frames::new(frames.into(), marks)
+    /// Encodes a message as one unfragmented frame, behind what `draft` holds; this is the one copy
+    /// that its payload ever gets.
+    pub fn encode(&self, kind: Kind, payload: &[u8], draft: &mut Draft) {
+        match kind {
+            Kind::Text => encode(Data::Text, &self.prefix, payload, &mut draft.bytes),
+            Kind::Binary => encode(Data::Binary, "", payload, &mut draft.bytes),
+        }
+        draft.marks.push(Mark {
+            kind,
+            end: draft.bytes.len(),
+            payload: payload.len(),
+        });
+    }
+}
+
+/// Messages that are encoded already, and will be published together.
+#[derive(Debug, Default)]
+pub struct Draft {
+    bytes: Vec<u8>,
+    marks: Vec<Mark>,
+}
+
+impl Draft {
+    /// Number of messages.
+    pub fn len(&self) -> usize {
+        self.marks.len()
+    }
+
+    /// Whether there is no message in it.
+    pub fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
+    /// Takes all messages out.
+    pub fn take(&mut self) -> Frames {
+        Frames::new(
+            mem::take(&mut self.bytes).into(),
+            mem::take(&mut self.marks),
+        )
     }
 }
 
@@ -100,16 +117,18 @@ mod tests {
         })
     }
 
+    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Batch {
+        let mut draft = Draft::default();
+        for (kind, payload) in messages {
+            plain.encode(*kind, payload, &mut draft);
+        }
+        Batch::new(MessageId { epoch: 1, seq: 1 }, draft.take())
+    }
+
     #[test]
     fn text_stands_behind_the_prefix_and_binary_alone() {
-        let payloads = [
-            Payload::Text("hi".into()),
-            Payload::Binary(Bytes::from_static(b"\0\xff")),
-        ];
-        let batch = Batch::new(
-            MessageId { epoch: 1, seq: 1 },
-            plain("", "> ").encode(&payloads),
-        );
+        let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0\xff")];
+        let batch = batch(&plain("", "> "), &messages);
         assert_eq!(batch.frames_from(1), b"\x81\x04> hi\x82\x02\0\xff"[..]);
         assert_eq!(batch.frames_from(2), b"\x82\x02\0\xff"[..]);
         assert_eq!((batch.payload_bytes(1), batch.payload_bytes(2)), (2, 2));
@@ -133,8 +152,8 @@ mod tests {
     #[test]
     fn long_payloads_have_the_longer_headers() {
         for (length, header) in [(125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
-            let frames = plain("", "").encode(&[Payload::Binary(vec![0; length].into())]);
-            let batch = Batch::new(MessageId { epoch: 1, seq: 1 }, frames);
+            let payload = vec![0; length];
+            let batch = batch(&plain("", ""), &[(Kind::Binary, &payload)]);
             assert_eq!(batch.frame_bytes(), header + length);
         }
     }
