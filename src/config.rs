@@ -121,7 +121,12 @@ impl Config {
         I: IntoIterator<Item = T>,
         T: Into<std::ffi::OsString> + Clone,
     {
-        let config = Self::try_parse_from(args)?;
+        // Or "-1" would be taken for an option, and the error would not name the right one.
+        let command = Self::command().mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        });
+        let config = Self::from_arg_matches(&command.try_get_matches_from(args)?)?;
         config
             .validate()
             .map_err(|message| Self::command().error(ErrorKind::ValueValidation, message))?;
@@ -153,6 +158,9 @@ impl Config {
             if count == 0 {
                 return Err(format!("{option} must be at least 1"));
             }
+        }
+        if self.max_message_size.bytes() > MAX_MESSAGE_SIZE {
+            return Err("--max-message-size must be at most 256MiB".to_string());
         }
         if self.max_connections > MAX_CONNECTIONS {
             return Err(format!(
@@ -191,6 +199,9 @@ impl Config {
         format!("{server} server is listening on ws://{host}:{port}")
     }
 }
+
+/// Space for a message is set aside when its first bytes arrive, so this much must always be there.
+const MAX_MESSAGE_SIZE: usize = 256 << 20;
 
 /// As many as the semaphore that counts them can hold.
 const MAX_CONNECTIONS: usize = usize::MAX >> 3;
@@ -398,6 +409,8 @@ mod tests {
             ("--max-message-size 0", "--max-message-size"),
             ("--max-connections 0", "--max-connections"),
             ("--max-queue 0", "--max-queue"),
+            ("--max-queue -1", "--max-queue"),
+            ("--max-message-size 1TiB", "--max-message-size"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.to_string().contains(option), "{line}: {error}");

@@ -1,16 +1,15 @@
 //! Why a session ended: one value for the close frame, the log line and the counters.
 
-use std::fmt;
 use std::io;
 
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 /// The one reason why a session ended; the error type of a session, so `?` ends it.
 #[derive(Debug, thiserror::Error)]
 pub enum Disconnect {
     /// The client closed, with this code if it gave one; it is echoed.
-    #[error("closed by the client{}", CodeOf(.0.as_ref()))]
+    #[error("closed by the client")]
     ByClient(Option<CloseFrame>),
     /// The server is told to stop.
     #[error("server is shutting down")]
@@ -39,8 +38,9 @@ pub enum Disconnect {
 }
 
 impl Disconnect {
-    /// The close frame that tells the client, where it is ours to send (RFC 6455, section 7.4.1).
-    pub fn close_frame(&self) -> Option<CloseFrame> {
+    /// The code that the connection ends with (RFC 6455, section 7.4.1): ours to send, or the
+    /// client's own.
+    pub fn close_code(&self) -> Option<u16> {
         let code = match self {
             Self::ShuttingDown => CloseCode::Away,
             Self::Protocol => CloseCode::Protocol,
@@ -48,27 +48,29 @@ impl Disconnect {
             Self::TooBig => CloseCode::Size,
             Self::NoPong => CloseCode::Error,
             Self::Behind | Self::Stalled => CloseCode::Again,
-            Self::ByClient(_) | Self::Transport(_) => return None,
+            Self::ByClient(frame) => frame.as_ref()?.code,
+            Self::Transport(_) => return None,
         };
-        Some(CloseFrame {
-            code,
-            reason: self.to_string().into(),
-        })
+        Some(code.into())
+    }
+
+    /// The close frame that is ours to send, if there is one.
+    pub fn close_frame(&self) -> Option<CloseFrame> {
+        match self {
+            Self::ByClient(_) | Self::Transport(_) => None,
+            ours => {
+                let code = ours.close_code()?.into();
+                Some(CloseFrame {
+                    code,
+                    reason: ours.to_string().into(),
+                })
+            }
+        }
     }
 
     /// Whether what the client still sends no longer makes sense as WebSocket frames.
     pub fn is_violation(&self) -> bool {
         matches!(self, Self::Protocol | Self::NotUtf8 | Self::TooBig)
-    }
-}
-
-/// A close code in words, behind a comma; nothing where there was none.
-struct CodeOf<'a>(Option<&'a CloseFrame>);
-
-impl fmt::Display for CodeOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .map_or(Ok(()), |frame| write!(f, ", {}", u16::from(frame.code)))
     }
 }
 
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn each_reason_has_its_close_code() {
-        let code = |why: Disconnect| why.close_frame().map(|frame| u16::from(frame.code));
+        let code = |why: Disconnect| why.close_code();
         assert_eq!(code(Disconnect::ByClient(None)), None);
         assert_eq!(code(Disconnect::ShuttingDown), Some(1001));
         assert_eq!(code(Disconnect::Protocol), Some(1002));
@@ -94,18 +96,12 @@ mod tests {
     }
 
     #[test]
-    fn the_log_names_the_code_of_the_client() {
+    fn to_a_close_frame_of_the_client_there_is_none_of_ours() {
         let frame = CloseFrame {
             code: CloseCode::Normal,
             reason: "bye".into(),
         };
-        assert_eq!(
-            Disconnect::ByClient(Some(frame)).to_string(),
-            "closed by the client, 1000"
-        );
-        assert_eq!(
-            Disconnect::ByClient(None).to_string(),
-            "closed by the client"
-        );
+        let why = Disconnect::ByClient(Some(frame));
+        assert_eq!((why.close_code(), why.close_frame()), (Some(1000), None));
     }
 }

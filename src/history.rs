@@ -7,40 +7,65 @@ use crate::message::Batch;
 
 /// The newest messages of a log, in order, without holes.
 ///
-/// It holds whole batches; of the oldest one, messages that were trimmed away are no longer given
-/// out although their bytes stay until the last message of that batch goes.
+/// What it remembers for those who join is bounded by `--history-limit` and `--history-bytes`. What
+/// somebody who is behind still needs it forgets a little later, within a bound of its own.
+///
+/// It holds whole batches: the bytes of one stay until its last message is forgotten.
 #[derive(Debug)]
 pub struct History {
     batches: VecDeque<Arc<Batch>>,
-    max_messages: u64,
-    max_bytes: usize,
-    /// Sequence number of the oldest message.
+    limit: Limit,
+    behind_limit: Limit,
+    /// Sequence number of the oldest message that is not forgotten.
+    oldest: u64,
+    /// Sequence number of the oldest message that is remembered for those who join.
     first: u64,
     /// Sequence number that the next message will have.
     next: u64,
+    /// Payload bytes from `oldest` on, and from `first` on.
+    bytes: usize,
+    remembered_bytes: usize,
+}
+
+/// So many messages, and payload bytes.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    messages: u64,
     bytes: usize,
 }
 
+/// What a message costs at least, so that empty ones are bounded by a number of bytes as well.
+const MESSAGE_COST: usize = 64;
+
 impl History {
-    /// An empty history of at most so many messages and payload bytes.
-    pub fn new(max_messages: usize, max_bytes: usize) -> Self {
+    /// An empty history that remembers at most so many messages and payload bytes, and
+    /// `behind_bytes` more while somebody needs them.
+    pub fn new(messages: usize, bytes: usize, behind_bytes: usize) -> Self {
+        let messages = if bytes == 0 { 0 } else { messages as u64 };
         Self {
             batches: VecDeque::new(),
-            max_messages: if max_bytes == 0 {
-                0
-            } else {
-                max_messages as u64
+            limit: Limit { messages, bytes },
+            behind_limit: Limit {
+                messages: (behind_bytes / MESSAGE_COST) as u64,
+                bytes: behind_bytes,
             },
-            max_bytes,
+            oldest: 1,
             first: 1,
             next: 1,
             bytes: 0,
+            remembered_bytes: 0,
         }
     }
 
-    /// Sequence number of the oldest message; that of the next one where there is none.
+    /// Sequence number of the oldest message for those who join; that of the next one where there
+    /// is none.
     pub fn first(&self) -> u64 {
         self.first
+    }
+
+    /// Sequence number of the oldest message that is not forgotten.
+    pub fn oldest(&self) -> u64 {
+        self.oldest
     }
 
     /// Sequence number that the next message will have.
@@ -48,43 +73,82 @@ impl History {
         self.next
     }
 
-    /// Payload bytes of all messages.
+    /// Payload bytes of all messages that are not forgotten.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Appends the messages that follow, and lets the oldest go that no longer fit.
+    /// Appends the messages that follow; [`forget`](Self::forget) is to be called after it.
     pub fn push(&mut self, batch: Arc<Batch>) {
         debug_assert_eq!(batch.seqs().start, self.next);
         self.next = batch.seqs().end;
-        self.bytes += batch
+        let bytes = batch
             .seqs()
             .map(|seq| batch.payload_bytes(seq))
             .sum::<usize>();
+        self.bytes += bytes;
+        self.remembered_bytes += bytes;
         self.batches.push_back(batch);
-        self.trim_to(self.max_bytes);
     }
 
-    /// Lets the oldest messages go until at most `bytes` of payload are left.
-    pub fn trim_to(&mut self, bytes: usize) {
-        while self.first < self.next
-            && (self.bytes > bytes || self.next - self.first > self.max_messages)
+    /// Forgets the oldest messages that no longer fit, but for those from `needed` on, as far as
+    /// they may stay.
+    pub fn forget(&mut self, needed: Option<u64>) {
+        self.remember_less(self.limit.bytes);
+        let needed = needed.unwrap_or(self.first);
+        while self.oldest < self.first
+            && (self.oldest < needed
+                || self.first - self.oldest > self.behind_limit.messages
+                || self.bytes - self.remembered_bytes > self.behind_limit.bytes)
         {
-            let oldest = &self.batches[0];
-            self.bytes -= oldest.payload_bytes(self.first);
-            self.first += 1;
-            if self.first == oldest.seqs().end {
-                self.batches.pop_front();
-            }
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets the oldest messages until at most `bytes` of payload are left.
+    pub fn trim_to(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            self.forget_oldest();
         }
     }
 
     /// The batches from sequence number `seq` on, oldest first; the first may begin before `seq`.
     pub fn batches_from(&self, seq: u64) -> impl Iterator<Item = &Arc<Batch>> {
-        let start = self
-            .batches
-            .partition_point(|batch| batch.seqs().end <= seq);
-        self.batches.range(start..)
+        self.batches.range(self.position(seq)..)
+    }
+
+    fn remember_less(&mut self, bytes: usize) {
+        let mut at = self.position(self.first);
+        while self.first < self.next
+            && (self.remembered_bytes > bytes || self.next - self.first > self.limit.messages)
+        {
+            let batch = &self.batches[at];
+            self.remembered_bytes -= batch.payload_bytes(self.first);
+            self.first += 1;
+            if self.first == batch.seqs().end {
+                at += 1;
+            }
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let batch = &self.batches[0];
+        let bytes = batch.payload_bytes(self.oldest);
+        self.bytes -= bytes;
+        if self.first == self.oldest {
+            self.first += 1;
+            self.remembered_bytes -= bytes;
+        }
+        self.oldest += 1;
+        if self.oldest == batch.seqs().end {
+            self.batches.pop_front();
+        }
+    }
+
+    /// Where the batch stands that has the message `seq`.
+    fn position(&self, seq: u64) -> usize {
+        self.batches
+            .partition_point(|batch| batch.seqs().end <= seq)
     }
 }
 
@@ -121,8 +185,9 @@ mod tests {
     #[test]
     fn zero_messages_or_bytes_keep_nothing() {
         for (messages, bytes) in [(0, 100), (100, 0)] {
-            let mut history = History::new(messages, bytes);
+            let mut history = History::new(messages, bytes, 100);
             history.push(batch(1, &[0, 5]));
+            history.forget(None);
             assert_eq!(
                 (history.first(), history.next(), history.bytes()),
                 (3, 3, 0)
@@ -131,23 +196,52 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_needed_stays_a_little_longer() {
+        let mut history = History::new(1, 100, 2 * MESSAGE_COST);
+        for seq in 1..=3 {
+            history.push(batch(seq, &[10]));
+            history.forget(Some(1));
+        }
+        assert_eq!(
+            (history.oldest(), history.first(), history.bytes()),
+            (1, 3, 30)
+        );
+        history.push(batch(4, &[10]));
+        history.forget(Some(1));
+        assert_eq!((history.oldest(), history.first()), (2, 4));
+        history.forget(Some(3));
+        assert_eq!((history.oldest(), history.first()), (3, 4));
+        history.forget(None);
+        assert_eq!((history.oldest(), history.bytes()), (4, 10));
+        // By bytes as well.
+        history.push(batch(5, &[2 * MESSAGE_COST + 1]));
+        history.push(batch(6, &[1]));
+        history.forget(Some(4));
+        assert_eq!((history.oldest(), history.first()), (6, 6));
+    }
+
     proptest! {
         /// Against the obvious model: a list of (seq, size) cut from the front.
         #[test]
-        fn it_keeps_the_newest_that_fit(
-            batches in prop::collection::vec(prop::collection::vec(0usize..20, 1..5), 0..30),
-            max_messages in 0usize..20,
-            max_bytes in 1usize..100,
+        fn it_remembers_the_newest_that_fit(
+            batches in prop::collection::vec(
+                (prop::collection::vec(0_usize..20, 1..5), prop::option::of(1_u64..60)),
+                0..30,
+            ),
+            max_messages in 0_usize..20,
+            max_bytes in 1_usize..100,
         ) {
-            let mut history = History::new(max_messages, max_bytes);
+            let mut history = History::new(max_messages, max_bytes, 4 * MESSAGE_COST);
             let mut model: VecDeque<(u64, usize)> = VecDeque::new();
             let mut next = 1;
-            for sizes in &batches {
+            for (sizes, needed) in &batches {
                 history.push(batch(next, sizes));
                 for size in sizes {
                     model.push_back((next, *size));
                     next += 1;
                 }
+                history.forget(*needed);
                 while model.len() > max_messages
                     || model.iter().map(|(_, size)| size).sum::<usize>() > max_bytes
                 {
@@ -155,8 +249,9 @@ mod tests {
                 }
                 prop_assert_eq!(history.next(), next);
                 prop_assert_eq!(history.first(), model.front().map_or(next, |(seq, _)| *seq));
-                prop_assert_eq!(history.bytes(), model.iter().map(|(_, size)| size).sum::<usize>());
-                for seq in history.first()..history.next() {
+                prop_assert!(history.oldest() + 4 >= history.first());
+                prop_assert!(history.oldest() == history.first() || needed.is_some());
+                for seq in history.oldest()..history.next() {
                     let run: Vec<u64> = history
                         .batches_from(seq)
                         .flat_map(|batch| batch.seqs())
@@ -165,6 +260,8 @@ mod tests {
                     prop_assert_eq!(run, (seq..next).collect::<Vec<_>>());
                 }
             }
+            history.trim_to(0);
+            prop_assert_eq!(history.bytes(), 0);
         }
     }
 }

@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::select;
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
+use tungstenite::handshake::derive_accept_key;
 
 use crate::config::Config;
 use crate::hub::{Hub, JoinError, Membership};
@@ -82,6 +82,8 @@ impl Http {
         };
         let mut connection = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
+            // Who has sent a request may close its side, and still gets the answer.
+            .half_close(true)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), exchange);
 
@@ -130,6 +132,10 @@ impl Http {
                 "this path is reserved, and no room",
             )),
             Method::GET | Method::HEAD if path == HEALTH => self.health(),
+            Method::GET | Method::HEAD if !path.starts_with('/') => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "a path begins with /",
+            )),
             Method::GET | Method::HEAD if path.len() > ROOM_NAME_MAX => {
                 let reason = "the name of a room has at most 256 bytes";
                 Err(Refusal::new(StatusCode::URI_TOO_LONG, reason))

@@ -8,9 +8,9 @@
 //! | 6 | [`server`]: bind, accept, drain |
 //! | 5 | [`http`]: routes and the upgrade; [`session`]: one WebSocket from the 101 to the close frame |
 //! | 4 | [`hub`]: the rooms by name |
-//! | 3 | [`backend`]: where logs live |
-//! | 2 | [`room`]: one log, joining, catching up, fan-out; [`socket`]: frames to and from the kernel |
-//! | 1 | [`decode`]: which bytes go past tungstenite; [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats |
+//! | 3 | [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
+//! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages |
+//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite |
 //! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`] |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
@@ -22,8 +22,9 @@
 
 pub mod backend;
 pub mod config;
-pub mod decode;
+pub mod decoder;
 pub mod disconnect;
+pub mod door;
 pub mod heartbeat;
 pub mod history;
 pub mod http;

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::io::{self, IsTerminal};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{Level, enabled, info, warn};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use wscast::config::{Config, LogFormat};
@@ -32,11 +33,20 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(config: &Config) -> anyhow::Result<()> {
-    let stop = signals()?;
+    let mut stop = pin!(signals()?);
     raise_descriptor_limit(config);
-    let server = Server::bind(config.clone()).await?;
+    let server = tokio::select! {
+        server = Server::bind(config.clone()) => server?,
+        () = &mut stop => return Ok(()),
+    };
     if let Some(address) = server.local_addrs()?.first() {
-        info!("{}", config.listening_line(address.port()));
+        let line = config.listening_line(address.port());
+        // Whoever waits for this line gets it, whatever RUST_LOG says.
+        if enabled!(Level::INFO) {
+            info!("{line}");
+        } else {
+            eprintln!("{line}");
+        }
     }
     server.run(stop).await;
     info!("stopped");

@@ -75,6 +75,11 @@ impl Batch {
         Self { first, frames }
     }
 
+    /// Its messages as they were encoded.
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
     /// Number of messages.
     pub fn len(&self) -> usize {
         self.frames.marks.len()
@@ -88,6 +93,11 @@ impl Batch {
     /// The sequence numbers of its messages.
     pub fn seqs(&self) -> Range<u64> {
         self.first.seq..self.first.seq + self.len() as u64
+    }
+
+    /// The id of its last message.
+    pub fn last_id(&self) -> MessageId {
+        self.id(self.seqs().end - 1)
     }
 
     /// The id of the message with sequence number `seq`.

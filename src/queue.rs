@@ -53,11 +53,6 @@ impl Queue {
         state.wake();
     }
 
-    /// Whether the room fills it.
-    pub fn is_attached(&self) -> bool {
-        self.0.lock().attached
-    }
-
     /// Adds a batch; where it does not fit, detaches instead and returns false.
     pub fn push(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
         let mut state = self.0.lock();

@@ -31,8 +31,16 @@ pub struct Room {
 struct Log {
     epoch: u64,
     history: History,
-    live: Slab<Arc<Queue>>,
+    members: Slab<Member>,
     sealed: bool,
+}
+
+/// Who follows the log.
+#[derive(Debug)]
+struct Member {
+    queue: Arc<Queue>,
+    /// Sequence number of the message to read next from the history; none where the queue is filled.
+    behind: Option<u64>,
 }
 
 /// The room takes no more messages: the server is shutting down.
@@ -43,17 +51,22 @@ pub struct Sealed;
 impl Room {
     /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
     pub fn new(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Self {
-        let history = History::new(config.history_limit, config.history_bytes.bytes());
+        let bound = Bound {
+            messages: config.max_queue,
+            bytes: config.max_queue_bytes.bytes(),
+        };
+        let history = History::new(
+            config.history_limit,
+            config.history_bytes.bytes(),
+            bound.bytes,
+        );
         Self {
             mode: config.mode,
-            bound: Bound {
-                messages: config.max_queue,
-                bytes: config.max_queue_bytes.bytes(),
-            },
+            bound,
             log: Mutex::new(Log {
                 epoch,
                 history,
-                live: Slab::new(),
+                members: Slab::new(),
                 sealed: false,
             }),
             bytes: AtomicUsize::new(0),
@@ -77,10 +90,18 @@ impl Room {
         };
         let batch = Arc::new(Batch::new(first, frames));
         log.history.push(batch.clone());
-        self.account(&log.history);
-        if self.mode == Mode::Broadcast {
-            log.live.retain(|_, queue| queue.push(&batch, self.bound));
+        let mut needed = None;
+        for (_, member) in &mut log.members {
+            if self.mode == Mode::Broadcast
+                && member.behind.is_none()
+                && !member.queue.push(&batch, self.bound)
+            {
+                member.behind = Some(first.seq);
+            }
+            needed = earliest(needed, member.behind);
         }
+        log.history.forget(needed);
+        self.account(&log.history);
         Ok(batch)
     }
 
@@ -88,13 +109,20 @@ impl Room {
     /// missed.
     pub fn subscribe(self: &Arc<Self>) -> Subscription {
         let mut log = self.log.lock();
+        let (next, joined_at) = (log.history.first(), log.history.next());
+        let queue = Arc::<Queue>::default();
+        let member = Member {
+            queue: queue.clone(),
+            behind: Some(next),
+        };
         let mut subscription = Subscription {
             room: self.clone(),
-            queue: Arc::default(),
-            live: None,
-            next: log.history.first(),
+            queue,
+            key: Some(log.members.insert(member)),
+            live: false,
+            next,
             last: None,
-            joined_at: log.history.next(),
+            joined_at,
             taken: Vec::new(),
         };
         // Where nothing is left to read the room is sealed, which it says again when asked.
@@ -106,7 +134,9 @@ impl Room {
     pub fn seal(&self) {
         let mut log = self.log.lock();
         log.sealed = true;
-        log.live.drain().for_each(|queue| queue.detach());
+        log.members
+            .iter()
+            .for_each(|(_, member)| member.queue.detach());
     }
 
     /// Payload bytes that the history holds.
@@ -117,7 +147,7 @@ impl Room {
     /// Whether the history holds no message.
     pub fn is_empty(&self) -> bool {
         let log = self.log.lock();
-        log.history.first() == log.history.next()
+        log.history.oldest() == log.history.next()
     }
 
     /// Lets the oldest messages go until at most `bytes` of payload are left.
@@ -150,8 +180,10 @@ impl Drop for Room {
 pub struct Subscription {
     room: Arc<Room>,
     queue: Arc<Queue>,
-    /// The key of its queue in the room while it is not known to be detached.
-    live: Option<usize>,
+    /// Its key among the members of the room, until it has left.
+    key: Option<usize>,
+    /// Whether its queue was attached when it last looked.
+    live: bool,
     /// Sequence number of the message to give next.
     next: u64,
     /// The last message given.
@@ -174,10 +206,10 @@ impl Subscription {
         frames: &mut Vec<Bytes>,
     ) -> Poll<Result<u64, Disconnect>> {
         while self.taken.is_empty() {
-            if self.live.is_none() {
+            if !self.live {
                 self.lock_and_read()?;
             } else if !ready!(self.queue.poll_take(cx, &mut self.taken)) {
-                self.live = None;
+                self.live = false;
             }
         }
         Poll::Ready(Ok(self.give(frames)))
@@ -193,6 +225,21 @@ impl Subscription {
             self.lock_and_read()?;
         }
         Ok(self.give(frames))
+    }
+
+    /// Leaves the room; nothing more is queued from here on.
+    pub fn leave(&mut self) {
+        if let Some(key) = self.key.take() {
+            let mut log = self.room.log.lock();
+            log.members.remove(key);
+            // What only it still needed may go.
+            let needed = log
+                .members
+                .iter()
+                .fold(None, |it, (_, member)| earliest(it, member.behind));
+            log.history.forget(needed);
+            self.room.account(&log.history);
+        }
     }
 
     /// The last message given, if any was.
@@ -213,7 +260,7 @@ impl Subscription {
             Mode::Echo => self.joined_at,
             Mode::Broadcast => log.history.next(),
         };
-        if self.next < end && self.next < log.history.first() {
+        if self.next < end && self.next < log.history.oldest() {
             return Err(Disconnect::Behind);
         }
         let (mut messages, mut bytes, mut reached) = (0, 0, self.next);
@@ -227,11 +274,17 @@ impl Subscription {
             reached = batch.seqs().end;
             self.taken.push(batch.clone());
         }
+        let Some(member) = self.key.and_then(|key| log.members.get_mut(key)) else {
+            return Ok(());
+        };
         if reached >= end && !log.sealed {
             self.queue.attach();
-            self.live = Some(log.live.insert(self.queue.clone()));
+            self.live = true;
+            member.behind = None;
         } else if self.taken.is_empty() {
             return Err(Disconnect::ShuttingDown);
+        } else {
+            member.behind = Some(reached);
         }
         Ok(())
     }
@@ -243,7 +296,7 @@ impl Subscription {
             let seqs = batch.seqs();
             frames.push(batch.frames_from(self.next));
             self.next = seqs.end;
-            self.last = Some(batch.id(seqs.end - 1));
+            self.last = Some(batch.last_id());
         }
         if self.taken.capacity() > KEPT_CAPACITY {
             self.taken = Vec::new();
@@ -255,15 +308,14 @@ impl Subscription {
 /// A list that grew longer than this in a burst is given back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
+/// The earlier of two places in the log, if there is one.
+fn earliest(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Some(key) = self.live {
-            let mut log = self.room.log.lock();
-            // A detached queue is no longer in the room, and its key may be another's by now.
-            if self.queue.is_attached() {
-                log.live.remove(key);
-            }
-        }
+        self.leave();
     }
 }
 
@@ -313,14 +365,18 @@ mod tests {
                 let text = number.to_string();
                 self.plain.encode(Kind::Text, text.as_bytes(), &mut draft);
             }
-            let batch = self.room.deliver(draft.take()).unwrap();
+            let batch = self.room.deliver(draft.take().unwrap()).unwrap();
             assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
             self.last += count;
         }
 
         /// How many queues the room fills.
         fn live(&self) -> usize {
-            self.room.log.lock().live.len()
+            let log = self.room.log.lock();
+            log.members
+                .iter()
+                .filter(|(_, member)| member.behind.is_none())
+                .count()
         }
     }
 
@@ -471,7 +527,7 @@ mod tests {
             for room in &rooms {
                 let mut draft = Draft::default();
                 plain.encode(Kind::Text, payload.as_bytes(), &mut draft);
-                room.deliver(draft.take()).unwrap();
+                room.deliver(draft.take().unwrap()).unwrap();
             }
         }
         assert_eq!(total.load(Ordering::Relaxed), 2 * (2 + 3 + 4));
@@ -488,6 +544,8 @@ mod tests {
         Join,
         Ask(prop::sample::Index),
         Leave(prop::sample::Index),
+        /// The hub wants memory back.
+        Trim,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -496,6 +554,7 @@ mod tests {
             1 => Just(Step::Join),
             3 => any::<prop::sample::Index>().prop_map(Step::Ask),
             1 => any::<prop::sample::Index>().prop_map(Step::Leave),
+            1 => Just(Step::Trim),
         ]
     }
 
@@ -507,15 +566,21 @@ mod tests {
             steps in prop::collection::vec(step(), 0..200),
             history_limit in 0_usize..12,
             max_queue in 1_usize..6,
+            max_queue_bytes in 1_usize..400,
         ) {
-            let mut room = Numbers::new(&config(Mode::Broadcast, history_limit, max_queue));
+            let config = Config {
+                max_queue_bytes: Size::from(max_queue_bytes),
+                ..config(Mode::Broadcast, history_limit, max_queue)
+            };
+            let mut room = Numbers::new(&config);
             // Each with the number it has to get next.
             let mut clients: Vec<(Subscription, u64)> = Vec::new();
             for step in steps {
                 match step {
                     Step::Publish(count) => room.publish(count),
+                    Step::Trim => room.room.trim_to(room.room.bytes() / 2),
                     Step::Join => {
-                        let oldest = room.last.saturating_sub(history_limit as u64) + 1;
+                        let oldest = room.room.log.lock().history.first();
                         clients.push((room.room.subscribe(), oldest));
                     }
                     Step::Ask(_) | Step::Leave(_) if clients.is_empty() => {}
@@ -530,7 +595,7 @@ mod tests {
                             }
                             Poll::Ready(Err(why)) => {
                                 prop_assert!(matches!(why, Disconnect::Behind));
-                                prop_assert!(*next + (history_limit as u64) <= room.last);
+                                prop_assert!(*next < room.room.log.lock().history.oldest());
                                 clients.swap_remove(which);
                             }
                             Poll::Pending => prop_assert_eq!(*next, room.last + 1),
@@ -538,10 +603,12 @@ mod tests {
                     }
                     Step::Leave(which) => drop(clients.swap_remove(which.index(clients.len()))),
                 }
-                prop_assert!(room.live() <= clients.len());
+                prop_assert_eq!(room.room.log.lock().members.len(), clients.len());
             }
+            // Nothing is kept for those who are gone.
             clients.clear();
-            prop_assert_eq!(room.live(), 0);
+            let log = room.room.log.lock();
+            prop_assert_eq!(log.history.oldest(), log.history.first());
         }
     }
 }

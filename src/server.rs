@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt;
-use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -33,10 +32,6 @@ const REFUSALS: usize = 256;
 
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-
-/// Bytes that the kernel takes for a client ahead of what it can send: the rest waits here, where
-/// it is bounded, shared between clients and known to the heartbeat.
-const UNSENT: u32 = 128 * 1024;
 
 /// A server that listens.
 #[derive(Debug)]
@@ -197,19 +192,16 @@ async fn serve(
     http: Http,
     config: Arc<Config>,
 ) {
-    // These fail only if the peer is gone already, which the first read tells, too.
+    // Fails only if the peer is gone already, which the first read tells, too.
     stream.set_nodelay(true).ok();
-    SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT).ok();
     // In a box of its own, so that a client does not carry the room for it through its life.
     let Some(upgraded) = Box::pin(http.serve(stream, has_place)).await else {
         return;
     };
     let span = info_span!("client", %peer, room = upgraded.room);
     let (stream, ahead, membership) = (upgraded.stream, upgraded.ahead, upgraded.membership);
-    Session::new(stream, ahead, membership, config, span)
-        .await
-        .run()
-        .await;
+    let mut session = Session::new(stream, ahead, membership, config, span);
+    session.run().await;
     drop(permit);
 }
 

@@ -9,6 +9,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::select;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Level, Span, debug, enabled, error, info};
 
@@ -16,7 +17,7 @@ use crate::config::{Config, Mode};
 use crate::disconnect::Disconnect;
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::Membership;
-use crate::message::{Frames, Kind};
+use crate::message::{Frames, Kind, MessageId};
 use crate::socket::Socket;
 use crate::wire::{self, Draft, Plain};
 
@@ -28,6 +29,8 @@ pub struct Session<S> {
     membership: Membership,
     heartbeat: Option<Heartbeat>,
     plain: Arc<Plain>,
+    /// The last message that was answered, in echo mode.
+    answered: Option<MessageId>,
     /// Read, and not yet published.
     draft: Draft,
     /// To be written.
@@ -38,7 +41,7 @@ pub struct Session<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// A session of a client that has got its 101; `ahead` is what it sent right behind its
     /// handshake, and `span` tells its log lines from others'.
-    pub async fn new(
+    pub fn new(
         stream: S,
         ahead: Bytes,
         membership: Membership,
@@ -51,10 +54,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let grace = config.write_timeout.get();
         let beats = !interval.is_zero();
         Self {
-            socket: Socket::new(stream, ahead, &config).await,
+            socket: Socket::new(stream, ahead, &config),
             heartbeat: beats.then(|| Heartbeat::new(interval, timeout, grace, now)),
             plain: membership.plain().clone(),
             membership,
+            answered: None,
             draft: Draft::default(),
             outbox: Vec::new(),
             farewell: Farewell {
@@ -69,10 +73,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// Serves the client to its end.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let Err(why) = self.serve().await;
         // Out of the room first: the close frame and its answer may take a while.
-        drop(self.membership);
+        self.membership.subscription.leave();
         let why = self.farewell.why.insert(why);
         // In a box of its own: a client should not carry the room for it through its life.
         Box::pin(self.socket.finish(why)).await;
@@ -95,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             select! {
                 read = poll_fn(|cx| self.socket.poll_read(cx, encode(&self.plain, &mut self.draft))) => {
                     read?;
-                    self.publish().await?;
+                    self.publish_draft().await?;
                     self.socket.end_turn().await;
                 }
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
@@ -123,19 +127,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    /// Publishes what was read; in echo mode, that is the answer, too.
-    async fn publish(&mut self) -> Result<(), Disconnect> {
+    /// Publishes what was read, batch by batch.
+    async fn publish_draft(&mut self) -> Result<(), Disconnect> {
         self.hear();
-        let frames = self.draft.take();
+        while let Some(frames) = self.draft.take() {
+            self.publish(frames).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes a batch, and writes what that brings to this client itself.
+    async fn publish(&mut self, frames: Frames) -> Result<(), Disconnect> {
+        let span = &self.farewell.span;
         self.farewell.received += frames.payloads().len() as u64;
         if enabled!(Level::DEBUG) {
-            self.log_messages(&frames);
+            log_each(span, "Received from client", &frames);
         }
-        let published = self.membership.publish(frames);
         // A sealed room takes nothing; what it holds is still to be written before the end.
-        if let (Ok(batch), Mode::Echo) = (published, self.config.mode) {
-            self.farewell.sent += batch.len() as u64;
-            self.outbox.push(batch.frames_from(batch.seqs().start));
+        let Ok(batch) = self.membership.publish(frames) else {
+            return Ok(());
+        };
+        if self.config.mode == Mode::Broadcast {
+            if enabled!(Level::DEBUG) {
+                log_each(span, "Broadcasting", batch.frames());
+            }
+            return self.deliver_own().await;
+        }
+        self.farewell.sent += batch.len() as u64;
+        self.outbox.push(batch.frames_from(batch.seqs().start));
+        self.answered = Some(batch.last_id());
+        self.write().await
+    }
+
+    /// Writes what waits for this client before more is read from it: one that sends without
+    /// reading holds up itself.
+    async fn deliver_own(&mut self) -> Result<(), Disconnect> {
+        let subscription = &mut self.membership.subscription;
+        let next = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
+        if let Poll::Ready(sent) = next {
+            self.farewell.sent += sent?;
             self.write().await?;
         }
         Ok(())
@@ -166,8 +196,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn ping(&mut self) -> Result<(), Disconnect> {
-        self.outbox
-            .push(wire::ping(self.membership.subscription.last()));
+        // Answers come behind the history.
+        let last = self.answered.or(self.membership.subscription.last());
+        self.outbox.push(wire::ping(last));
         self.write().await?;
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.pinged(Instant::now());
@@ -177,16 +208,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Gives the client up, unless its answer arrived while we were busy and is still to be read.
     async fn listen_once_more(&mut self) -> Result<(), Disconnect> {
+        // Lets the runtime look at the sockets.
+        yield_now().await;
         let read = poll_fn(|cx| {
             Poll::Ready(
                 self.socket
                     .poll_read(cx, encode(&self.plain, &mut self.draft)),
             )
-        })
-        .await;
-        if let Poll::Ready(read) = read {
+        });
+        if let Poll::Ready(read) = read.await {
             read?;
-            return self.publish().await;
+            return self.publish_draft().await;
         }
         if self.hear() {
             Ok(())
@@ -203,15 +235,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         heard
     }
+}
 
-    fn log_messages(&self, frames: &Frames) {
-        let span = &self.farewell.span;
-        for (kind, payload) in frames.payloads() {
-            debug!(parent: span, "Received from client: {}", Excerpt(kind, payload));
-            if self.config.mode == Mode::Broadcast {
-                debug!(parent: span, "Broadcasting: {}", Excerpt(kind, payload));
-            }
-        }
+fn log_each(span: &Span, what: &str, frames: &Frames) {
+    for (kind, payload) in frames.payloads() {
+        debug!(parent: span, "{what}: {}", Excerpt(kind, payload));
     }
 }
 
@@ -244,7 +272,10 @@ impl Drop for Farewell {
         } = self;
         let seconds = format_args!("{:.3}", since.elapsed().as_secs_f64());
         match why {
-            Some(why) => info!(parent: &*span, %seconds, received, sent, "client left: {why}"),
+            Some(why) => {
+                let code = why.close_code();
+                info!(parent: &*span, code, %seconds, received, sent, "client left: {why}");
+            }
             None if std::thread::panicking() => {
                 error!(parent: &*span, %seconds, received, sent, "client dropped: the server failed");
             }
@@ -319,10 +350,10 @@ mod tests {
             let (stream, theirs) = duplex(window);
             let membership = hub.join("/").unwrap();
             let (ahead, span) = (Bytes::new(), Span::none());
-            let session = Session::new(theirs, ahead, membership, config.clone(), span).await;
+            let mut session = Session::new(theirs, ahead, membership, config.clone(), span);
             Self {
                 stream,
-                session: tokio::spawn(session.run()),
+                session: tokio::spawn(async move { session.run().await }),
                 start: Instant::now(),
             }
         }
@@ -379,7 +410,7 @@ mod tests {
             let mut draft = Draft::default();
             let payload = vec![7; size];
             publisher.plain().encode(Kind::Binary, &payload, &mut draft);
-            publisher.publish(draft.take()).unwrap();
+            publisher.publish(draft.take().unwrap()).unwrap();
         }
     }
 
@@ -503,6 +534,7 @@ mod tests {
         let (hub, config) = hub(|config| {
             config.history_limit = 2;
             config.max_queue = 1;
+            config.max_queue_bytes = 100.into();
         });
         let mut peer = Peer::join(&hub, &config, 64).await;
         publish(&hub, 1, 1000);
@@ -533,9 +565,9 @@ mod tests {
         let (hub, config) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
         let membership = hub.join("/").unwrap();
-        let session = Session::new(theirs, Bytes::new(), membership, config, Span::none()).await;
-        let size = size_of_val(&session.run());
-        assert!(size <= 2560, "the future of a session has {size} bytes");
+        let mut session = Session::new(theirs, Bytes::new(), membership, config, Span::none());
+        let size = size_of_val(&session) + size_of_val(&session.run());
+        assert!(size <= 2048, "a session has {size} bytes");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! How events look on a WebSocket: the plain format, and the control frames that are ours to send.
 
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::mem;
 
 use bytes::Bytes;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
+use tungstenite::protocol::frame::coding::{Data, OpCode};
+use tungstenite::protocol::frame::{Frame, FrameHeader};
 
 use crate::config::Config;
 use crate::message::{Frames, Kind, Mark};
@@ -47,29 +48,36 @@ impl Plain {
             end: draft.bytes.len(),
             payload: payload.len(),
         });
+        if draft.marks.len() == MAX_BATCH {
+            let batch = draft.cut();
+            draft.full.push_back(batch);
+        }
     }
 }
 
-/// Messages that are encoded already, and will be published together.
+/// Messages that are encoded already and wait to be published, in batches.
 #[derive(Debug, Default)]
 pub struct Draft {
+    /// Batches of the full size.
+    full: VecDeque<Frames>,
     bytes: Vec<u8>,
     marks: Vec<Mark>,
 }
 
+/// Messages of a batch: enough to share its cost, and few enough that one of them, remembered alone,
+/// does not keep much else in memory.
+const MAX_BATCH: usize = 256;
+
 impl Draft {
-    /// Number of messages.
-    pub fn len(&self) -> usize {
-        self.marks.len()
+    /// Takes out the oldest batch.
+    pub fn take(&mut self) -> Option<Frames> {
+        self.full
+            .pop_front()
+            .or_else(|| (!self.marks.is_empty()).then(|| self.cut()))
     }
 
-    /// Whether there is no message in it.
-    pub fn is_empty(&self) -> bool {
-        self.marks.is_empty()
-    }
-
-    /// Takes all messages out.
-    pub fn take(&mut self) -> Frames {
+    /// Ends the current batch.
+    fn cut(&mut self) -> Frames {
         Frames::new(
             mem::take(&mut self.bytes).into(),
             mem::take(&mut self.marks),
@@ -122,7 +130,7 @@ mod tests {
         for (kind, payload) in messages {
             plain.encode(*kind, payload, &mut draft);
         }
-        Batch::new(MessageId { epoch: 1, seq: 1 }, draft.take())
+        Batch::new(MessageId { epoch: 1, seq: 1 }, draft.take().unwrap())
     }
 
     #[test]
@@ -132,6 +140,18 @@ mod tests {
         assert_eq!(batch.frames_from(1), b"\x81\x04> hi\x82\x02\0\xff"[..]);
         assert_eq!(batch.frames_from(2), b"\x82\x02\0\xff"[..]);
         assert_eq!((batch.payload_bytes(1), batch.payload_bytes(2)), (2, 2));
+    }
+
+    #[test]
+    fn a_draft_is_cut_into_batches() {
+        let mut draft = Draft::default();
+        for number in 0..=MAX_BATCH {
+            plain("", "").encode(Kind::Text, number.to_string().as_bytes(), &mut draft);
+        }
+        let sizes: Vec<usize> = std::iter::from_fn(|| draft.take())
+            .map(|frames| frames.payloads().len())
+            .collect();
+        assert_eq!(sizes, [MAX_BATCH, 1]);
     }
 
     #[test]

@@ -144,6 +144,36 @@ async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
 }
 
 #[tokio::test]
+async fn the_listening_line_comes_whatever_is_logged() {
+    let mut command = wscast("--host 127.0.0.1 --port 0");
+    command.env("RUST_LOG", "error");
+    let process = Process::spawn(command).await;
+    Client::connect(process.address, "/")
+        .await
+        .unwrap()
+        .0
+        .close()
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_sent_a_large_message_is_idle_again() {
+    const CLIENTS: usize = 100;
+    let process = Process::start("--welcome= --history-limit 0").await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Client::connect(process.address, "/").await.unwrap().0);
+    }
+    let before = process.memory();
+    for client in &mut clients {
+        client.send_binary(&[7; 1 << 20]).await;
+        client.expect_binary(&[7; 1 << 20]).await;
+    }
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < CLIENTS << 17, "{grown} bytes more than before");
+}
+
+#[tokio::test]
 async fn localhost_is_every_address_that_it_resolves_to() {
     let process = Process::spawn(wscast("--port 0")).await;
     let port = process.address.port();

@@ -224,3 +224,23 @@ async fn a_ping_carries_the_id_of_the_last_message_written() {
         assert_eq!(*last.get_or_insert(epoch.to_owned()), epoch);
     }
 }
+
+#[tokio::test]
+async fn in_echo_mode_a_ping_carries_the_id_of_the_last_answer() {
+    let server = TestServer::with(|config| {
+        config.welcome = Some(String::new());
+        config.ping_interval = millis(20);
+    })
+    .await;
+    let mut client = server.raw_websocket().await;
+    for seq in 1..=3 {
+        client.send(frame(FIN | TEXT, b"hi")).await;
+        while client.read_frame().await.0 != FIN | TEXT {}
+        let (first, payload) = client.read_frame().await;
+        let id = String::from_utf8(payload).unwrap();
+        assert_eq!(
+            (first, id.rsplit_once('-').unwrap().1),
+            (FIN | PING, &*seq.to_string())
+        );
+    }
+}

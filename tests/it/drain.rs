@@ -81,11 +81,19 @@ async fn a_replay_under_way_is_finished() {
 #[tokio::test]
 async fn half_done_handshakes_are_answered_503() {
     let mut server = TestServer::echo().await;
-    let (mut silent, mut half) = (server.raw().await, server.raw().await);
-    half.send("GET / HTTP/1.1\r\nUpgrade: webso").await;
-    eventually("both are there", || server.monitor.connections() == 2).await;
+    let mut clients = Vec::new();
+    for sent in [
+        "",
+        "GET / HTTP/1.1\r\nUpgrade: webso",
+        "GET /healthz HTTP/1.1\r\nHost: x\r\n",
+    ] {
+        let mut client = server.raw().await;
+        client.send(sent).await;
+        clients.push(client);
+    }
+    eventually("all are there", || server.monitor.connections() == 3).await;
     server.tell_to_stop();
-    for client in [&mut silent, &mut half] {
+    for client in &mut clients {
         let response = String::from_utf8(client.read_to_end().await).unwrap();
         assert!(
             response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
@@ -97,7 +105,7 @@ async fn half_done_handshakes_are_answered_503() {
             "{response}"
         );
     }
-    drop((silent, half));
+    drop(clients);
     server.stop().await;
 }
 
@@ -145,4 +153,33 @@ async fn nobody_can_hold_up_the_exit() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_client_whose_pongs_were_stuck_is_told_1001_behind_them() {
+    let mut server = TestServer::quiet(|config| {
+        config.drain_timeout = millis(20_000);
+        config.ping_interval = millis(0);
+    })
+    .await;
+    let mut client = RawClient::with_small_window(server.address).await;
+    client.upgrade("/").await;
+    let pings = frame(FIN | PING, &[b'x'; 125]).repeat(1000);
+    for _ in 0..100 {
+        client.send(&pings).await;
+    }
+    client.send(frame(FIN | TEXT, b"behind the pings")).await;
+    let mut other = server.client().await;
+    other.expect("Broadcast: behind the pings").await;
+    server.tell_to_stop();
+    let reading = async {
+        let mut last = client.read_frame().await;
+        while last.0 != FIN | CLOSE {
+            last = client.read_frame().await;
+        }
+        assert_eq!(last.1[..2], 1001_u16.to_be_bytes());
+        client.send(frame(FIN | CLOSE, &last.1)).await;
+    };
+    tokio::join!(reading, async { other.expect_close(1001).await });
+    server.stop().await;
 }

@@ -1,5 +1,7 @@
 //! HTTP on the same port.
 
+use tokio::io::AsyncWriteExt;
+
 use crate::harness::*;
 
 /// Sends a request line with `more` header lines; returns status line, head and body.
@@ -170,4 +172,33 @@ async fn a_path_kept_for_later_is_no_room() {
         .request(&RawClient::handshake("/metrics", ""))
         .await;
     assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
+}
+
+#[tokio::test]
+async fn who_has_sent_a_request_may_close_its_side() {
+    let server = TestServer::echo().await;
+    for (request, status) in [
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "200"),
+        ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "200"),
+        (RawClient::handshake("/", ""), "101"),
+    ] {
+        for _ in 0..20 {
+            let mut client = server.raw().await;
+            client.send(&request).await;
+            client.stream.shutdown().await.unwrap();
+            let response = client.read_to_end().await;
+            assert!(
+                response.starts_with(format!("HTTP/1.1 {status} ").as_bytes()),
+                "{request}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_path_is_no_room() {
+    let server = TestServer::echo().await;
+    let star = RawClient::handshake("*", "");
+    let response = server.raw().await.request(&star).await;
+    assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
 }

@@ -21,18 +21,42 @@ async fn read_until(client: &mut Client, end: &str) -> Vec<String> {
     texts
 }
 
+const PUBLISHERS: usize = 4;
+const EACH: usize = 5000;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_join_in_the_middle_of_traffic_get_one_contiguous_run_in_one_order() {
-    const PUBLISHERS: usize = 4;
-    const EACH: usize = 5000;
+async fn clients_that_join_in_the_middle_of_traffic_get_all_of_it_in_one_order() {
+    let (all, runs) = join_in_the_middle_of_traffic(PUBLISHERS * EACH + 1).await;
+    for run in runs {
+        assert!(run == all, "{} of {} messages", run.len(), all.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_short_history_each_gets_one_contiguous_run_up_to_the_same_end() {
+    let (all, runs) = join_in_the_middle_of_traffic(1000).await;
+    for run in runs {
+        assert!(
+            all.ends_with(&run),
+            "{} of {} messages",
+            run.len(),
+            all.len()
+        );
+    }
+}
+
+/// Lets 50 clients join while others publish flat out; returns what one got that was there from the
+/// beginning, which is complete and in order, and what each of the 50 got.
+async fn join_in_the_middle_of_traffic(history_limit: usize) -> (Vec<String>, Vec<Vec<String>>) {
     let server = Arc::new(
         TestServer::quiet(|config| {
             config.prefix = Some(String::new());
-            config.history_limit = PUBLISHERS * EACH + 1;
+            config.history_limit = history_limit;
         })
         .await,
     );
     let mut first = server.client().await;
+    let first = tokio::spawn(async move { read_until(&mut first, "end").await });
     let (progress, watched) = watch::channel(0);
     let mut joiners = Vec::new();
     for joiner in 0..50 {
@@ -69,7 +93,7 @@ async fn clients_that_join_in_the_middle_of_traffic_get_one_contiguous_run_in_on
     }
     server.client().await.send("end").await;
 
-    let all = read_until(&mut first, "end").await;
+    let all = timeout(PATIENCE, first).await.unwrap().unwrap();
     assert_eq!(all.len(), PUBLISHERS * EACH + 1);
     for publisher in 0..PUBLISHERS {
         let prefix = format!("{publisher} ");
@@ -78,10 +102,30 @@ async fn clients_that_join_in_the_middle_of_traffic_get_one_contiguous_run_in_on
             .filter_map(|text| text.strip_prefix(&prefix)?.parse::<usize>().ok());
         assert!(numbers.eq(0..EACH), "publisher {publisher} is out of order");
     }
+    let mut runs = Vec::new();
     for joiner in joiners {
-        let got = timeout(PATIENCE, joiner).await.unwrap().unwrap();
-        assert!(got == all, "{} of {} messages", got.len(), all.len());
+        runs.push(timeout(PATIENCE, joiner).await.unwrap().unwrap());
     }
+    (all, runs)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_write_of_many_messages_puts_nobody_behind() {
+    let server = TestServer::quiet(|_| {}).await;
+    let mut other = server.client().await;
+    let mut flood = server.raw_websocket().await;
+    let many = frame(FIN | TEXT, &[b'x'; 20]).repeat(10_000);
+    let (mut read, mut write) = flood.stream.split();
+    let sending = tokio::io::AsyncWriteExt::write_all(&mut write, &many);
+    let mut own = vec![0; 10_000 * (2 + 11 + 20)];
+    let reading = tokio::io::AsyncReadExt::read_exact(&mut read, &mut own);
+    let listening = async {
+        for _ in 0..10_000 {
+            assert_eq!(other.next_text().await.len(), 11 + 20);
+        }
+    };
+    let (sent, got, ()) = tokio::join!(sending, reading, listening);
+    sent.and(got).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,6 +221,7 @@ async fn a_client_that_never_reads_is_dropped_and_nobody_waits_for_it() {
 async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013() {
     let server = TestServer::quiet(|config| {
         config.max_queue = 1;
+        config.max_queue_bytes = Size::from(1000);
         config.history_limit = 2;
     })
     .await;

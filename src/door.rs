@@ -88,6 +88,11 @@ impl Door {
         self.foreign = end;
         self.front(bytes)
     }
+
+    /// Whether the next byte begins a message, as far as the bytes go that were shown.
+    pub fn is_between_messages(&self) -> bool {
+        self.foreign == 0 && !self.fragmented
+    }
 }
 
 /// The header of a frame.
