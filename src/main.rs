@@ -110,7 +110,11 @@ fn start_log(format: LogFormat) -> WorkerGuard {
     guard
 }
 
-/// The words of a longer text on one line.
+/// A text of several lines on one, without the reminder how the command is used.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let lines = text.lines().map(str::trim);
+    let told: Vec<&str> = lines
+        .filter(|it| !it.is_empty() && !it.starts_with("Usage:"))
+        .collect();
+    told.join(" ")
 }

@@ -48,7 +48,7 @@ impl Plain {
             end: draft.bytes.len(),
             payload: payload.len(),
         });
-        if draft.marks.len() == MAX_BATCH {
+        if draft.marks.len() == MAX_BATCH || draft.bytes.len() >= MAX_BATCH_BYTES {
             let batch = draft.cut();
             draft.full.push_back(batch);
         }
@@ -64,9 +64,10 @@ pub struct Draft {
     marks: Vec<Mark>,
 }
 
-/// Messages of a batch: enough to share its cost, and few enough that one of them, remembered alone,
-/// does not keep much else in memory.
+/// Messages of a batch, and bytes that end it: enough to share its cost, and few enough that one of
+/// its messages, remembered alone, does not keep much else in memory.
 const MAX_BATCH: usize = 256;
+const MAX_BATCH_BYTES: usize = 16 * 1024;
 
 impl Draft {
     /// Takes out the oldest batch.
