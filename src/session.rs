@@ -127,17 +127,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    /// Publishes what was read, batch by batch.
+    /// Publishes what was read, batch by batch, and writes what that brings to this client itself
+    /// before more is read: one that sends without reading holds up itself.
     async fn publish_draft(&mut self) -> Result<(), Disconnect> {
         self.hear();
         while let Some(frames) = self.draft.take() {
-            self.publish(frames).await?;
+            self.publish(frames);
         }
-        Ok(())
+        let subscription = &mut self.membership.subscription;
+        let own = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
+        if let Poll::Ready(sent) = own {
+            self.farewell.sent += sent?;
+        }
+        self.write().await
     }
 
-    /// Publishes a batch, and writes what that brings to this client itself.
-    async fn publish(&mut self, frames: Frames) -> Result<(), Disconnect> {
+    /// Publishes a batch; in echo mode, it is also the answer.
+    fn publish(&mut self, frames: Frames) {
         let span = &self.farewell.span;
         self.farewell.received += frames.payloads().len() as u64;
         if enabled!(Level::DEBUG) {
@@ -145,30 +151,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         // A sealed room takes nothing; what it holds is still to be written before the end.
         let Ok(batch) = self.membership.publish(frames) else {
-            return Ok(());
+            return;
         };
-        if self.config.mode == Mode::Broadcast {
-            if enabled!(Level::DEBUG) {
+        match self.config.mode {
+            Mode::Echo => {
+                self.farewell.sent += batch.len() as u64;
+                self.answered = Some(batch.last_id());
+                self.outbox.push(batch.frames_from(batch.seqs().start));
+            }
+            Mode::Broadcast if enabled!(Level::DEBUG) => {
                 log_each(span, "Broadcasting", batch.frames());
             }
-            return self.deliver_own().await;
+            Mode::Broadcast => {}
         }
-        self.farewell.sent += batch.len() as u64;
-        self.outbox.push(batch.frames_from(batch.seqs().start));
-        self.answered = Some(batch.last_id());
-        self.write().await
-    }
-
-    /// Writes what waits for this client before more is read from it: one that sends without
-    /// reading holds up itself.
-    async fn deliver_own(&mut self) -> Result<(), Disconnect> {
-        let subscription = &mut self.membership.subscription;
-        let next = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
-        if let Poll::Ready(sent) = next {
-            self.farewell.sent += sent?;
-            self.write().await?;
-        }
-        Ok(())
     }
 
     /// Writes the outbox.
