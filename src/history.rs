@@ -82,10 +82,7 @@ impl History {
     pub fn push(&mut self, batch: Arc<Batch>) {
         debug_assert_eq!(batch.seqs().start, self.next);
         self.next = batch.seqs().end;
-        let bytes = batch
-            .seqs()
-            .map(|seq| batch.payload_bytes(seq))
-            .sum::<usize>();
+        let bytes = batch.payload_bytes_of_all();
         self.bytes += bytes;
         self.remembered_bytes += bytes;
         self.batches.push_back(batch);
@@ -95,7 +92,15 @@ impl History {
     /// they may stay.
     pub fn forget(&mut self, needed: Option<u64>) {
         self.remember_less(self.limit.bytes);
-        let needed = needed.unwrap_or(self.first);
+        let needed = needed.unwrap_or(self.first).min(self.first);
+        while let Some(batch) = self.batches.front()
+            && batch.seqs().start == self.oldest
+            && batch.seqs().end <= needed
+        {
+            self.bytes -= batch.payload_bytes_of_all();
+            self.oldest = batch.seqs().end;
+            self.batches.pop_front();
+        }
         while self.oldest < self.first
             && (self.oldest < needed
                 || self.first - self.oldest > self.behind_limit.messages
@@ -119,6 +124,16 @@ impl History {
 
     fn remember_less(&mut self, bytes: usize) {
         let mut at = self.position(self.first);
+        // Whole batches first, which is all there is to do where nothing or little is remembered.
+        while let Some(batch) = self.batches.get(at)
+            && batch.seqs().start == self.first
+            && (self.next - batch.seqs().end >= self.limit.messages
+                || self.remembered_bytes - batch.payload_bytes_of_all() > bytes)
+        {
+            self.remembered_bytes -= batch.payload_bytes_of_all();
+            self.first = batch.seqs().end;
+            at += 1;
+        }
         while self.first < self.next
             && (self.remembered_bytes > bytes || self.next - self.first > self.limit.messages)
         {

@@ -34,6 +34,8 @@ pub enum Kind {
 pub struct Frames {
     bytes: Bytes,
     marks: Vec<Mark>,
+    /// Of all messages together.
+    payload_bytes: usize,
 }
 
 /// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
@@ -51,7 +53,12 @@ impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
     pub fn new(bytes: Bytes, marks: Vec<Mark>) -> Self {
         debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
-        Self { bytes, marks }
+        let payload_bytes = marks.iter().map(|mark| mark.payload).sum();
+        Self {
+            bytes,
+            marks,
+            payload_bytes,
+        }
     }
 
     /// The messages as their sender sent them.
@@ -119,6 +126,11 @@ impl Batch {
     /// Bytes of all its frames, as they go to a socket.
     pub fn frame_bytes(&self) -> usize {
         self.frames.bytes.len()
+    }
+
+    /// Bytes of the payloads of all its messages.
+    pub fn payload_bytes_of_all(&self) -> usize {
+        self.frames.payload_bytes
     }
 
     /// Bytes of the payload of the message with sequence number `seq`.

@@ -39,6 +39,7 @@ impl Plain {
     /// Encodes a message as one unfragmented frame, behind what `draft` holds; this is the one copy
     /// that its payload ever gets.
     pub fn encode(&self, kind: Kind, payload: &[u8], draft: &mut Draft) {
+        draft.begin();
         match kind {
             Kind::Text => encode(Data::Text, &self.prefix, payload, &mut draft.bytes),
             Kind::Binary => encode(Data::Binary, "", payload, &mut draft.bytes),
@@ -62,6 +63,8 @@ pub struct Draft {
     full: VecDeque<Frames>,
     bytes: Vec<u8>,
     marks: Vec<Mark>,
+    /// Size of the last batch in messages and bytes: what the next one probably needs, at once.
+    usual: (usize, usize),
 }
 
 /// Messages of a batch, and bytes that end it: enough to share its cost, and few enough that one of
@@ -77,12 +80,24 @@ impl Draft {
             .or_else(|| (!self.marks.is_empty()).then(|| self.cut()))
     }
 
+    /// Sets aside for a batch that begins what it will probably need.
+    fn begin(&mut self) {
+        if self.marks.is_empty() {
+            self.marks.reserve_exact(self.usual.0);
+            self.bytes.reserve_exact(self.usual.1);
+        }
+    }
+
     /// Ends the current batch.
     fn cut(&mut self) -> Frames {
-        Frames::new(
-            mem::take(&mut self.bytes).into(),
-            mem::take(&mut self.marks),
-        )
+        let (mut bytes, mut marks) = (mem::take(&mut self.bytes), mem::take(&mut self.marks));
+        self.usual = (marks.len(), bytes.len());
+        // It may be remembered for long.
+        if bytes.capacity() / 2 > bytes.len() {
+            bytes.shrink_to_fit();
+            marks.shrink_to_fit();
+        }
+        Frames::new(bytes.into(), marks)
     }
 }
 
