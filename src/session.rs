@@ -131,19 +131,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// before more is read: one that sends without reading holds up itself.
     async fn publish_draft(&mut self) -> Result<(), Disconnect> {
         self.hear();
+        let mut audience = 0;
         while let Some(frames) = self.draft.take() {
-            self.publish(frames);
+            audience = self.publish(frames);
         }
         let subscription = &mut self.membership.subscription;
         let own = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
         if let Poll::Ready(sent) = own {
             self.farewell.sent += sent?;
         }
-        self.write().await
+        self.write().await?;
+        // The others have their turn before more is read: then that is more at once, and their
+        // queues do not fill only because a sender is faster than the scheduler.
+        for _ in 0..audience / TASKS_PER_YIELD {
+            yield_now().await;
+        }
+        Ok(())
     }
 
-    /// Publishes a batch; in echo mode, it is also the answer.
-    fn publish(&mut self, frames: Frames) {
+    /// Publishes a batch; returns how many clients it waits for. In echo mode, it is the answer.
+    fn publish(&mut self, frames: Frames) -> usize {
         let span = &self.farewell.span;
         self.farewell.received += frames.payloads().len() as u64;
         if enabled!(Level::DEBUG) {
@@ -151,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         // A sealed room takes nothing; what it holds is still to be written before the end.
         let Ok(batch) = self.membership.publish(frames) else {
-            return;
+            return 0;
         };
         match self.config.mode {
             Mode::Echo => {
@@ -164,6 +171,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             Mode::Broadcast => {}
         }
+        // Each queue that it waits in holds one.
+        Arc::strong_count(&batch)
     }
 
     /// Writes the outbox.
@@ -242,6 +251,9 @@ fn log_each(span: &Span, what: &str, frames: &Frames) {
 fn encode(plain: &Plain, draft: &mut Draft) -> impl FnMut(Kind, &[u8]) {
     |kind, payload| plain.encode(kind, payload, draft)
 }
+
+/// About as many tasks the runtime runs before one that yielded is run again.
+const TASKS_PER_YIELD: usize = 61;
 
 /// A list that grew longer than this in a burst is cut back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
