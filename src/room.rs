@@ -1,5 +1,7 @@
 //! A room: one ordered log, who follows it, joining, catching up and fan-out.
 
+use std::collections::BTreeSet;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -32,6 +34,8 @@ struct Log {
     epoch: u64,
     history: History,
     members: Slab<Member>,
+    /// Where those stand whose queues are not filled: the message to read next, and their keys.
+    behind: BTreeSet<(u64, usize)>,
     sealed: bool,
 }
 
@@ -41,6 +45,21 @@ struct Member {
     queue: Arc<Queue>,
     /// Sequence number of the message to read next from the history; none where the queue is filled.
     behind: Option<u64>,
+}
+
+impl Log {
+    /// Notes where a member stands.
+    fn place(&mut self, key: usize, behind: Option<u64>) {
+        let before = mem::replace(&mut self.members[key].behind, behind);
+        before.map(|seq| self.behind.remove(&(seq, key)));
+        behind.map(|seq| self.behind.insert((seq, key)));
+    }
+
+    /// Forgets what is neither remembered nor needed.
+    fn forget(&mut self) {
+        let needed = self.behind.first().map(|(seq, _)| *seq);
+        self.history.forget(needed);
+    }
 }
 
 /// The room takes no more messages: the server is shutting down.
@@ -67,6 +86,7 @@ impl Room {
                 epoch,
                 history,
                 members: Slab::new(),
+                behind: BTreeSet::new(),
                 sealed: false,
             }),
             bytes: AtomicUsize::new(0),
@@ -90,17 +110,16 @@ impl Room {
         };
         let batch = Arc::new(Batch::new(first, frames));
         log.history.push(batch.clone());
-        let mut needed = None;
-        for (_, member) in &mut log.members {
-            if self.mode == Mode::Broadcast
-                && member.behind.is_none()
-                && !member.queue.push(&batch, self.bound)
-            {
-                member.behind = Some(first.seq);
+        if self.mode == Mode::Broadcast {
+            let log = &mut *log;
+            for (key, member) in &mut log.members {
+                if member.behind.is_none() && !member.queue.push(&batch, self.bound) {
+                    member.behind = Some(first.seq);
+                    log.behind.insert((first.seq, key));
+                }
             }
-            needed = earliest(needed, member.behind);
         }
-        log.history.forget(needed);
+        log.forget();
         self.account(&log.history);
         Ok(batch)
     }
@@ -111,14 +130,15 @@ impl Room {
         let mut log = self.log.lock();
         let (next, joined_at) = (log.history.first(), log.history.next());
         let queue = Arc::<Queue>::default();
-        let member = Member {
+        let key = log.members.insert(Member {
             queue: queue.clone(),
-            behind: Some(next),
-        };
+            behind: None,
+        });
+        log.place(key, Some(next));
         let mut subscription = Subscription {
             room: self.clone(),
             queue,
-            key: Some(log.members.insert(member)),
+            key: Some(key),
             live: false,
             next,
             last: None,
@@ -231,13 +251,10 @@ impl Subscription {
     pub fn leave(&mut self) {
         if let Some(key) = self.key.take() {
             let mut log = self.room.log.lock();
+            log.place(key, None);
             log.members.remove(key);
             // What only it still needed may go.
-            let needed = log
-                .members
-                .iter()
-                .fold(None, |it, (_, member)| earliest(it, member.behind));
-            log.history.forget(needed);
+            log.forget();
             self.room.account(&log.history);
         }
     }
@@ -274,17 +291,15 @@ impl Subscription {
             reached = batch.seqs().end;
             self.taken.push(batch.clone());
         }
-        let Some(member) = self.key.and_then(|key| log.members.get_mut(key)) else {
-            return Ok(());
-        };
+        let Some(key) = self.key else { return Ok(()) };
         if reached >= end && !log.sealed {
             self.queue.attach();
             self.live = true;
-            member.behind = None;
+            log.place(key, None);
         } else if self.taken.is_empty() {
             return Err(Disconnect::ShuttingDown);
         } else {
-            member.behind = Some(reached);
+            log.place(key, Some(reached));
         }
         Ok(())
     }
@@ -307,11 +322,6 @@ impl Subscription {
 
 /// A list that grew longer than this in a burst is given back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
-
-/// The earlier of two places in the log, if there is one.
-fn earliest(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    one.into_iter().chain(other).min()
-}
 
 impl Drop for Subscription {
     fn drop(&mut self) {
@@ -608,6 +618,7 @@ mod tests {
             // Nothing is kept for those who are gone.
             clients.clear();
             let log = room.room.log.lock();
+            prop_assert!(log.behind.is_empty());
             prop_assert_eq!(log.history.oldest(), log.history.first());
         }
     }
