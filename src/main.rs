@@ -95,7 +95,8 @@ const DESCRIPTORS_OF_OUR_OWN: u64 = 512;
 /// Starts to log on stderr, from a thread of its own: a reader that is slow or gone loses lines, and
 /// holds up nobody. What is logged last is written when the guard is dropped.
 fn start_log(format: LogFormat) -> WorkerGuard {
-    let (stderr, guard) = tracing_appender::non_blocking(io::stderr());
+    // Lines that came while the last ones were written leave together.
+    let (stderr, guard) = tracing_appender::non_blocking(io::BufWriter::new(io::stderr()));
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
