@@ -30,7 +30,7 @@ pub struct Door {
 
 /// A frame that is not here in full yet is waited for if it has at most so many bytes; of a longer
 /// one tungstenite gets what there is.
-const PARTIAL_MAX: u64 = 64 * 1024;
+pub const PARTIAL_MAX: usize = 64 * 1024;
 
 /// FIN and the opcodes of text and binary (RFC 6455, section 5.2).
 const TEXT: u8 = 0x81;
@@ -69,7 +69,7 @@ impl Door {
         if let (Some(kind), Some(mask), false) = (kind, header.mask, self.fragmented)
             && header.payload <= self.max_message
         {
-            if !complete && end <= PARTIAL_MAX {
+            if !complete && end <= PARTIAL_MAX as u64 {
                 return Front::Partial;
             }
             if complete {

@@ -17,14 +17,20 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::disconnect::Disconnect;
+use crate::door::PARTIAL_MAX;
 use crate::message::Kind;
 
-/// What one read of the kernel may bring: many messages of common sizes.
+/// What one read of the kernel may bring. Large messages are cheap by the byte; of small ones this
+/// many bytes would be thousands, and keep the thread from all others for too long.
 const READ_BUFFER: usize = 256 * 1024;
+const READ_OF_SMALL_MESSAGES: usize = 32 * 1024;
 
-/// How often a client may be read before the others of its thread have their turn; without this
+/// A read that brought more messages than this brought small ones, and so will the next.
+const MANY_MESSAGES: usize = 128;
+
+/// How much of one client may be read before the others of its thread have their turn; without this
 /// bound one client that never pauses starves them.
-const READS_PER_TURN: u8 = 4;
+const BYTES_PER_TURN: usize = 64 * 1024;
 
 /// How many batches one write hands to the kernel.
 const SLICES_PER_WRITE: usize = 64;
@@ -45,8 +51,10 @@ pub struct Socket<S> {
     ahead: Bytes,
     /// Whether anything was read.
     heard: bool,
-    /// Reads since the client last had nothing to say.
-    turns: u8,
+    /// How much the next read may bring.
+    read_size: usize,
+    /// Bytes read since the client last had nothing to say.
+    turn: usize,
     /// A write was given up, maybe amid a frame: nothing can follow.
     torn: bool,
     write_timeout: Duration,
@@ -61,7 +69,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             decoder: Decoder::new(config.max_message_size.bytes()),
             ahead,
             heard: false,
-            turns: 0,
+            read_size: READ_BUFFER - PARTIAL_MAX,
+            turn: 0,
             torn: false,
             write_timeout: config.write_timeout.get(),
             close_timeout: config.close_timeout.get(),
@@ -77,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Kind, &[u8]),
     ) -> Poll<Result<(), Disconnect>> {
-        for _ in 0..READS_PER_TURN {
+        while self.turn < BYTES_PER_TURN {
             let mut messages = 0;
             let read = self.poll_decode(cx, &mut |kind, payload| {
                 messages += 1;
@@ -85,17 +94,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             });
             self.answer(cx);
             if messages > 0 {
-                self.turns += 1;
+                self.read_size = match messages {
+                    ..=MANY_MESSAGES => READ_BUFFER - PARTIAL_MAX,
+                    _ => READ_OF_SMALL_MESSAGES,
+                };
                 return Poll::Ready(Ok(()));
             }
             if let Some(why) = self.decoder.take_end() {
                 return Poll::Ready(Err(why));
             }
             if read.is_pending() {
-                self.turns = 0;
+                self.turn = 0;
                 return Poll::Pending;
             }
         }
+        self.turn = 0;
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -110,12 +123,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             return Poll::Ready(());
         }
         BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            read.put_slice(self.decoder.kept());
+            let kept = self.decoder.kept();
+            let mut read = ReadBuf::new(&mut buffer[..kept.len() + self.read_size]);
+            read.put_slice(kept);
             if self.ahead.is_empty() {
                 let before = read.filled().len();
                 match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
-                    Ok(()) if read.filled().len() > before => self.heard = true,
+                    Ok(()) if read.filled().len() > before => {
+                        self.heard = true;
+                        self.turn += read.filled().len() - before;
+                    }
                     Ok(()) => self.decoder.end(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) => self.decoder.end(error),
                 }
@@ -144,10 +161,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Lets others have their turn if this client was read often without a pause.
+    /// Lets others have their turn if this client was read for long without a pause.
     pub async fn end_turn(&mut self) {
-        if self.turns >= READS_PER_TURN {
-            self.turns = 0;
+        if self.turn >= BYTES_PER_TURN {
+            self.turn = 0;
             yield_now().await;
         }
     }

@@ -1,8 +1,9 @@
 //! The binary as an operator meets it: arguments, the line that says it is up, signals, exit codes.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::TcpListener;
@@ -425,4 +426,57 @@ async fn a_server_without_descriptors_rests_and_goes_on() {
         .unwrap();
     client.next().await;
     client.close().await;
+}
+
+/// The 99th percentile of the times that an echo takes.
+async fn p99(client: &mut Client) -> Duration {
+    let mut times = Vec::new();
+    for number in 0..1000 {
+        let text = number.to_string();
+        let start = Instant::now();
+        client.send(&text).await;
+        client.expect(&text).await;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+#[tokio::test]
+async fn a_flooding_client_does_not_starve_a_quiet_one() {
+    let mut command = wscast("--host 127.0.0.1 --port 0 --welcome= --prefix=");
+    // On one thread they have to share it.
+    command.env("TOKIO_WORKER_THREADS", "1");
+    let process = Process::spawn(command).await;
+    let (mut quiet, _) = Client::connect(process.address, "/quiet").await.unwrap();
+    let mut flood = RawClient::connect(process.address).await;
+    flood.upgrade("/flood").await;
+    let idle = p99(&mut quiet).await;
+
+    // From threads of its own, as fast as they can.
+    let flood = flood.stream.into_std().unwrap();
+    flood.set_nonblocking(false).unwrap();
+    let (mut read, mut write) = (flood.try_clone().unwrap(), flood.try_clone().unwrap());
+    let writing = std::thread::spawn(move || {
+        let frames = frame(FIN | TEXT, &[b'x'; 64]).repeat(1000);
+        while write.write_all(&frames).is_ok() {}
+    });
+    let reading = std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 20];
+        let mut total = 0_u64;
+        while let Ok(length @ 1..) = read.read(&mut buffer) {
+            total += length as u64;
+        }
+        total
+    });
+    // The machine has other things to do, too: of three rounds the best one counts.
+    let mut flooded = Duration::MAX;
+    for _ in 0..3 {
+        flooded = flooded.min(p99(&mut quiet).await);
+    }
+    flood.shutdown(std::net::Shutdown::Both).unwrap();
+    writing.join().unwrap();
+    let echoed = reading.join().unwrap();
+    assert!(echoed > 100 << 20, "that was no flood: {echoed} bytes");
+    assert!(flooded < 10 * idle, "{idle:?} idle, then {flooded:?}");
 }

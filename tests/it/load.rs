@@ -248,30 +248,6 @@ async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013()
     assert!(got < 40, "it got all {got}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flooding_client_does_not_starve_the_others() {
-    let server = TestServer::with(|config| config.welcome = Some(String::new())).await;
-    let mut quiet = server.client_at("/quiet").await;
-    let flood = server.client_at("/flood").await;
-    let (mut sink, mut stream) = flood.websocket.split();
-    let (stop, mut stopped) = watch::channel(false);
-    let flooding = tokio::spawn(async move {
-        let text = Message::text("x".repeat(64));
-        while !*stopped.borrow_and_update() {
-            sink.feed(text.clone()).await.unwrap();
-        }
-        sink.close().await.unwrap();
-    });
-    let draining = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
-    for number in 0..500 {
-        quiet.send(&number.to_string()).await;
-        quiet.expect(&format!("Server echo: {number}")).await;
-    }
-    stop.send(true).unwrap();
-    timeout(PATIENCE, flooding).await.unwrap().unwrap();
-    timeout(PATIENCE, draining).await.unwrap().unwrap();
-}
-
 #[tokio::test]
 async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
     let server = TestServer::quiet(|config| {

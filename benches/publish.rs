@@ -1,0 +1,42 @@
+//! What `Room::deliver` costs by the number of clients that follow the room.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails says where")]
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use divan::Bencher;
+use wscast::config::{Config, Mode, Size};
+use wscast::message::Kind;
+use wscast::room::{Room, Subscription};
+use wscast::wire::{Draft, Plain};
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = [1, 100, 10_000])]
+fn publish(bencher: Bencher<'_, '_>, clients: usize) {
+    let config = Config {
+        mode: Mode::Broadcast,
+        max_queue: usize::MAX,
+        max_queue_bytes: Size::from(isize::MAX as usize),
+        ..Config::default()
+    };
+    let plain = Plain::new(&config);
+    let room = Arc::new(Room::new(&config, 1, Arc::default()));
+    let subscriptions: Vec<Subscription> = (0..clients).map(|_| room.subscribe()).collect();
+    let subscriptions = RefCell::new(subscriptions);
+    bencher
+        .with_inputs(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            for subscription in subscriptions.borrow_mut().iter_mut() {
+                let _ = subscription.poll_next(&mut cx, &mut Vec::new());
+            }
+            let mut draft = Draft::default();
+            plain.encode(Kind::Text, &[b'x'; 64], &mut draft);
+            draft.take().unwrap()
+        })
+        .bench_local_values(|frames| room.deliver(frames).unwrap());
+}
