@@ -22,22 +22,18 @@ use crate::message::Kind;
 
 /// What one read of the kernel may bring. Large messages are cheap by the byte; of small ones this
 /// many bytes would be thousands, and keep the thread from all others for too long.
-const READ_BUFFER: usize = 256 * 1024;
+const READ_OF_LARGE_MESSAGES: usize = 512 * 1024;
 const READ_OF_SMALL_MESSAGES: usize = 32 * 1024;
 
-/// A read that brought more messages than this brought small ones, and so will the next.
-const MANY_MESSAGES: usize = 128;
-
-/// How much of one client may be read before the others of its thread have their turn; without this
-/// bound one client that never pauses starves them.
-const BYTES_PER_TURN: usize = 64 * 1024;
+/// Bytes of a message that is not small.
+const LARGE_MESSAGE: usize = 1024;
 
 /// How many batches one write hands to the kernel.
 const SLICES_PER_WRITE: usize = 64;
 
 thread_local! {
     /// One buffer for all connections of a thread, so that an idle one needs none of its own.
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BUFFER].into());
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; PARTIAL_MAX + READ_OF_LARGE_MESSAGES].into());
 }
 
 /// One WebSocket on the server's side.
@@ -69,7 +65,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             decoder: Decoder::new(config.max_message_size.bytes()),
             ahead,
             heard: false,
-            read_size: READ_BUFFER - PARTIAL_MAX,
+            read_size: READ_OF_SMALL_MESSAGES,
             turn: 0,
             torn: false,
             write_timeout: config.write_timeout.get(),
@@ -86,18 +82,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Kind, &[u8]),
     ) -> Poll<Result<(), Disconnect>> {
-        while self.turn < BYTES_PER_TURN {
-            let mut messages = 0;
+        while !self.is_turn_over() {
+            let (mut messages, before) = (0, self.turn);
             let read = self.poll_decode(cx, &mut |kind, payload| {
                 messages += 1;
                 sink(kind, payload);
             });
             self.answer(cx);
-            if messages > 0 {
-                self.read_size = match messages {
-                    ..=MANY_MESSAGES => READ_BUFFER - PARTIAL_MAX,
-                    _ => READ_OF_SMALL_MESSAGES,
+            if self.turn > before {
+                // What comes next will probably be of the same kind.
+                self.read_size = match self.turn - before >= messages * LARGE_MESSAGE {
+                    true => READ_OF_LARGE_MESSAGES,
+                    false => READ_OF_SMALL_MESSAGES,
                 };
+            }
+            if messages > 0 {
                 return Poll::Ready(Ok(()));
             }
             if let Some(why) = self.decoder.take_end() {
@@ -163,10 +162,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Lets others have their turn if this client was read for long without a pause.
     pub async fn end_turn(&mut self) {
-        if self.turn >= BYTES_PER_TURN {
+        if self.is_turn_over() {
             self.turn = 0;
             yield_now().await;
         }
+    }
+
+    /// Whether as much was read without a pause as one read may bring: without this bound one
+    /// client that never pauses starves the others of its thread.
+    fn is_turn_over(&self) -> bool {
+        self.turn >= self.read_size
     }
 
     /// Whether anything came from the client since this was asked last.
