@@ -470,11 +470,9 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
         total
     });
     // The machine runs other tests, too, but not for as long as this: the best round counts.
+    let start = Instant::now();
     let mut flooded = p99(&mut quiet).await;
-    for _ in 0..40 {
-        if flooded < 10 * idle {
-            break;
-        }
+    while flooded >= 10 * idle && start.elapsed() < PATIENCE {
         flooded = flooded.min(p99(&mut quiet).await);
     }
     flood.shutdown(std::net::Shutdown::Both).unwrap();
