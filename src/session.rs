@@ -135,10 +135,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         while let Some(frames) = self.draft.take() {
             audience = self.publish(frames);
         }
-        let subscription = &mut self.membership.subscription;
-        let own = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
-        if let Poll::Ready(sent) = own {
-            self.farewell.sent += sent?;
+        // In echo mode nothing of its own waits, and the end of the room must not overtake answers.
+        if self.config.mode == Mode::Broadcast {
+            let subscription = &mut self.membership.subscription;
+            let own = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
+            if let Poll::Ready(sent) = own {
+                self.farewell.sent += sent?;
+            }
         }
         self.write().await?;
         // The others have their turn before more is read: then that is more at once, and their
