@@ -1,10 +1,11 @@
 //! The command: arguments, logs, signals, exit code.
 
 use std::future::Future;
-use std::io::{self, IsTerminal};
-use std::pin::pin;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{Level, enabled, info, warn};
 use tracing_appender::non_blocking::WorkerGuard;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(config: &Config) -> anyhow::Result<()> {
-    let mut stop = pin!(signals()?);
+    let mut stop = signals()?;
     raise_descriptor_limit(config);
     let server = tokio::select! {
         server = Server::bind(config.clone()) => server?,
@@ -48,13 +49,14 @@ async fn run(config: &Config) -> anyhow::Result<()> {
             eprintln!("{line}");
         }
     }
-    server.run(stop).await;
+    // As a task: what it accepts, it hands to its own thread, without waking another.
+    tokio::spawn(server.run(stop)).await?;
     info!("stopped");
     Ok(())
 }
 
 /// Ready at the first SIGTERM or SIGINT; the next one ends the process at once.
-fn signals() -> io::Result<impl Future<Output = ()>> {
+fn signals() -> io::Result<impl Future<Output = ()> + Unpin> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (first, heard) = tokio::sync::oneshot::channel();
@@ -72,7 +74,7 @@ fn signals() -> io::Result<impl Future<Output = ()>> {
             }
         }
     });
-    Ok(async { heard.await.unwrap_or_default() })
+    Ok(heard.map(Result::unwrap_or_default))
 }
 
 /// Asks for the descriptors that `--max-connections` needs, and says so where there are fewer.
@@ -95,8 +97,8 @@ const DESCRIPTORS_OF_OUR_OWN: u64 = 512;
 /// Starts to log on stderr, from a thread of its own: a reader that is slow or gone loses lines, and
 /// holds up nobody. What is logged last is written when the guard is dropped.
 fn start_log(format: LogFormat) -> WorkerGuard {
-    // Lines that came while the last ones were written leave together.
-    let (stderr, guard) = tracing_appender::non_blocking(io::BufWriter::new(io::stderr()));
+    let stderr = Unhurried(io::BufWriter::new(io::stderr()));
+    let (stderr, guard) = tracing_appender::non_blocking(stderr);
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
@@ -109,6 +111,25 @@ fn start_log(format: LogFormat) -> WorkerGuard {
         LogFormat::Json => log.json().init(),
     }
     guard
+}
+
+/// A writer that rests once it has flushed. Lines that come meanwhile leave together: under load,
+/// the log costs no system call and no change of threads a line.
+struct Unhurried<W>(W);
+
+/// How long a line of the log may be held back.
+const LOG_REST: Duration = Duration::from_millis(10);
+
+impl<W: Write> Write for Unhurried<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        std::thread::sleep(LOG_REST);
+        Ok(())
+    }
 }
 
 /// A text of several lines on one, without the reminder how the command is used.

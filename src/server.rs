@@ -192,8 +192,6 @@ async fn serve(
     http: Http,
     config: Arc<Config>,
 ) {
-    // Fails only if the peer is gone already, which the first read tells, too.
-    stream.set_nodelay(true).ok();
     // In a box of its own, so that a client does not carry the room for it through its life.
     let Some(upgraded) = Box::pin(http.serve(stream, has_place)).await else {
         return;
@@ -283,6 +281,8 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
+    // What it accepts inherits this.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
