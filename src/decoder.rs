@@ -24,12 +24,18 @@ const CONTROL_MAX: usize = 125;
 /// Decodes what one client sends.
 ///
 /// Whole data frames become messages where they stand; all else is tungstenite's, which also
-/// answers pings and close frames, and tells what is wrong. It is there only while it has something
-/// to do: an idle client needs none, and its buffers keep the size of the largest frame they saw.
+/// answers pings and close frames, and tells what is wrong.
 #[derive(Debug)]
 pub struct Decoder {
-    max_message: usize,
     door: Door,
+    /// There only while there is something in it: most clients need none of it most of the time.
+    pending: Option<Box<Pending>>,
+}
+
+/// What is not done with.
+#[derive(Debug, Default)]
+struct Pending {
+    /// There while it has something to do: its buffers keep the size of the largest frame they saw.
     tungstenite: Option<Box<WebSocket<Memory>>>,
     /// The beginning of a frame that is not complete.
     kept: Bytes,
@@ -42,25 +48,23 @@ impl Decoder {
     /// Decodes messages of at most `max_message` bytes.
     pub fn new(max_message: usize) -> Self {
         Self {
-            max_message,
             door: Door::new(max_message),
-            tungstenite: None,
-            kept: Bytes::new(),
-            answers: Vec::new(),
-            ended: None,
+            pending: None,
         }
     }
 
     /// What must stand before the bytes that come next.
     pub fn kept(&self) -> &[u8] {
-        &self.kept
+        self.pending.as_ref().map_or(&[], |it| &it.kept)
     }
 
     /// Gives `sink` the messages in `bytes`, in order.
     pub fn decode(&mut self, bytes: &mut [u8], sink: &mut impl FnMut(Kind, &[u8])) {
-        self.kept = Bytes::new();
+        if let Some(pending) = &mut self.pending {
+            pending.kept = Bytes::new();
+        }
         let (mut foreign, mut at) = (0, 0);
-        while self.ended.is_none() {
+        while !self.has_ended() {
             let front = self.door.front(&mut bytes[at..]);
             if let Front::Foreign(length) = front {
                 at += length;
@@ -69,7 +73,7 @@ impl Decoder {
             if foreign < at {
                 self.ask_tungstenite(&bytes[foreign..at], sink);
                 // Which may have ended it.
-                if self.ended.is_some() {
+                if self.has_ended() {
                     break;
                 }
             }
@@ -80,35 +84,37 @@ impl Decoder {
                     foreign = at;
                 }
                 Front::Foreign(_) | Front::Partial => {
-                    self.kept = Bytes::copy_from_slice(&bytes[at..]);
+                    if at < bytes.len() {
+                        self.pending().kept = Bytes::copy_from_slice(&bytes[at..]);
+                    }
                     break;
                 }
             }
         }
+        self.tidy();
     }
 
     /// Why nothing more is decoded, once.
     pub fn take_end(&mut self) -> Option<Disconnect> {
-        self.ended.take()
+        self.pending.as_mut()?.ended.take()
     }
 
     /// The connection broke, unless the client has ended it in order before.
     pub fn end(&mut self, error: io::Error) {
-        self.ended.get_or_insert(Disconnect::Transport(error));
+        let ended = &mut self.pending().ended;
+        ended.get_or_insert(Disconnect::Transport(error));
     }
 
     /// Whether there is a reason why nothing more is decoded.
     pub fn has_ended(&self) -> bool {
-        self.ended.is_some()
+        self.pending.as_ref().is_some_and(|it| it.ended.is_some())
     }
 
-    /// Answers that are to be written before anything else; whoever writes them takes them out.
-    pub fn answers(&mut self) -> &mut Vec<u8> {
-        if self
-            .tungstenite
-            .as_mut()
-            .is_some_and(|it| mem::take(&mut it.get_mut().full))
-        {
+    /// Answers that are to be written before anything else, if there are any; whoever writes them
+    /// takes them out.
+    pub fn answers(&mut self) -> Option<&mut Vec<u8>> {
+        let tungstenite = self.pending.as_mut()?.tungstenite.as_mut();
+        if tungstenite.is_some_and(|it| mem::take(&mut it.get_mut().full)) {
             self.consult(|tungstenite| {
                 // First what it holds, then the answer that found no space in there either. If there
                 // is no space yet, it says so again.
@@ -116,7 +122,9 @@ impl Decoder {
                 tungstenite.flush().ok();
             });
         }
-        &mut self.answers
+        self.tidy();
+        let answers = &mut self.pending.as_mut()?.answers;
+        (!answers.is_empty()).then_some(answers)
     }
 
     /// Adds a close frame to the answers: `frame`, or the answer to the client's own.
@@ -131,7 +139,7 @@ impl Decoder {
     /// Has tungstenite decode `bytes`, and gives `sink` the messages that this completes.
     fn ask_tungstenite(&mut self, bytes: &[u8], sink: &mut impl FnMut(Kind, &[u8])) {
         let input = Bytes::copy_from_slice(bytes);
-        let ended = self.consult(|tungstenite| {
+        self.pending().ended = self.consult(|tungstenite| {
             tungstenite.get_mut().input = input;
             loop {
                 match tungstenite.read() {
@@ -146,20 +154,13 @@ impl Decoder {
                 }
             }
         });
-        self.ended = ended;
-        let idle = |it: &WebSocket<Memory>| it.can_write() && !it.get_ref().full;
-        if self.ended.is_none()
-            && self.door.is_between_messages()
-            && self.tungstenite.as_deref().is_some_and(idle)
-        {
-            self.tungstenite = None;
-        }
     }
 
     /// Asks tungstenite something, whose answers then are ours to write.
     fn consult<T>(&mut self, ask: impl FnOnce(&mut WebSocket<Memory>) -> T) -> T {
-        let max_message = self.max_message;
-        let tungstenite = self.tungstenite.get_or_insert_with(|| {
+        let max_message = self.door.max_message();
+        let pending = self.pending();
+        let tungstenite = pending.tungstenite.get_or_insert_with(|| {
             let limits = WebSocketConfig::default()
                 .read_buffer_size(READ_BUFFER)
                 .write_buffer_size(0)
@@ -172,10 +173,31 @@ impl Decoder {
                 Some(limits),
             ))
         });
-        tungstenite.get_mut().answers = mem::take(&mut self.answers);
+        tungstenite.get_mut().answers = mem::take(&mut pending.answers);
         let told = ask(tungstenite);
-        self.answers = mem::take(&mut tungstenite.get_mut().answers);
+        pending.answers = mem::take(&mut tungstenite.get_mut().answers);
         told
+    }
+
+    fn pending(&mut self) -> &mut Pending {
+        self.pending.get_or_insert_default()
+    }
+
+    /// Lets go of what is done with.
+    fn tidy(&mut self) {
+        let Some(pending) = &mut self.pending else {
+            return;
+        };
+        let idle = |it: &WebSocket<Memory>| it.can_write() && !it.get_ref().full;
+        if self.door.is_between_messages()
+            && pending.ended.is_none()
+            && pending.tungstenite.as_deref().is_none_or(idle)
+        {
+            pending.tungstenite = None;
+            if pending.kept.is_empty() && pending.answers.is_empty() {
+                self.pending = None;
+            }
+        }
     }
 }
 
@@ -264,7 +286,8 @@ mod tests {
         decoder.end(io::ErrorKind::UnexpectedEof.into());
         let end = decoder.take_end().unwrap();
         decoder.close(None);
-        (messages, format!("{end:?}"), mem::take(decoder.answers()))
+        let answers = decoder.answers().map(mem::take).unwrap_or_default();
+        (messages, format!("{end:?}"), answers)
     }
 
     /// A stream of bytes for tungstenite alone.
@@ -390,11 +413,11 @@ mod tests {
             let ping = masked(0x89, &number.to_be_bytes().repeat(20));
             decoder.decode(&mut ping.clone(), &mut |_, _| {});
         }
-        assert!(decoder.answers.len() <= ANSWERS_MAX);
+        assert!(decoder.pending().answers.len() <= ANSWERS_MAX);
         // Those that waited inside come out as space is made, and the last is the newest.
         let mut all = Vec::new();
-        while !decoder.answers().is_empty() {
-            all.extend(mem::take(decoder.answers()));
+        while let Some(answers) = decoder.answers() {
+            all.append(answers);
         }
         assert!(all.len() <= 3 * ANSWERS_MAX);
         assert!(all.ends_with(&99_999_u32.to_be_bytes().repeat(20)));
@@ -409,9 +432,9 @@ mod tests {
             decoder.decode(&mut bytes, &mut |_, payload| sizes.push(payload.len()));
         }
         assert_eq!(sizes, [1 << 20]);
-        assert!(decoder.tungstenite.is_none() && decoder.kept.is_empty());
+        assert!(decoder.pending.is_none());
         decoder.decode(&mut masked(0x89, b"hi"), &mut |_, _| {});
-        assert_eq!(decoder.answers(), b"\x8a\x02hi");
+        assert_eq!(decoder.answers().unwrap(), b"\x8a\x02hi");
     }
 
     proptest! {

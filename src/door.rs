@@ -89,6 +89,11 @@ impl Door {
         self.front(bytes)
     }
 
+    /// The longest message that passes, in bytes.
+    pub fn max_message(&self) -> usize {
+        self.max_message as usize
+    }
+
     /// Whether the next byte begins a message, as far as the bytes go that were shown.
     pub fn is_between_messages(&self) -> bool {
         self.foreign == 0 && !self.fragmented

@@ -51,7 +51,7 @@ pub struct Upgraded<S> {
     /// The stream, right behind the 101.
     pub stream: S,
     /// What the client sent right behind its handshake.
-    pub ahead: Bytes,
+    pub ahead: Vec<u8>,
     /// The name of its room.
     pub room: String,
     /// Its place in that room, taken before the 101 was written.
@@ -104,8 +104,7 @@ impl Http {
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner();
         if let Progress::Joined(room, membership) = std::mem::take(&mut *progress.lock()) {
-            // A copy, or even an empty rest would keep all of hyper's buffer.
-            let ahead = Bytes::copy_from_slice(&parts.read_buf);
+            let ahead = parts.read_buf.to_vec();
             return Some(Upgraded {
                 stream,
                 ahead,

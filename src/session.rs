@@ -43,7 +43,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// handshake, and `span` tells its log lines from others'.
     pub fn new(
         stream: S,
-        ahead: Bytes,
+        ahead: Vec<u8>,
         membership: Membership,
         config: Arc<Config>,
         span: Span,
@@ -53,13 +53,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let (interval, timeout) = (config.ping_interval.get(), config.ping_timeout.get());
         let grace = config.write_timeout.get();
         let beats = !interval.is_zero();
+        let mut socket = Socket::new(stream, config.clone());
+        let mut draft = Draft::default();
+        socket.decode_ahead(ahead, encode(membership.plain(), &mut draft));
         Self {
-            socket: Socket::new(stream, ahead, &config),
+            socket,
             heartbeat: beats.then(|| Heartbeat::new(interval, timeout, grace, now)),
             plain: membership.plain().clone(),
             membership,
             answered: None,
-            draft: Draft::default(),
+            draft,
             outbox: Vec::new(),
             farewell: Farewell {
                 span,
@@ -88,6 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.replay().await?;
         }
         self.write().await?;
+        self.publish_draft().await?;
 
         let alarm = sleep_until(
             self.heartbeat
@@ -359,7 +363,7 @@ mod tests {
         async fn join(hub: &Arc<Hub>, config: &Arc<Config>, window: usize) -> Self {
             let (stream, theirs) = duplex(window);
             let membership = hub.join("/").unwrap();
-            let (ahead, span) = (Bytes::new(), Span::none());
+            let (ahead, span) = (Vec::new(), Span::none());
             let mut session = Session::new(theirs, ahead, membership, config.clone(), span);
             Self {
                 stream,
@@ -575,7 +579,7 @@ mod tests {
         let (hub, config) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
         let membership = hub.join("/").unwrap();
-        let mut session = Session::new(theirs, Bytes::new(), membership, config, Span::none());
+        let mut session = Session::new(theirs, Vec::new(), membership, config, Span::none());
         let size = size_of_val(&session) + size_of_val(&session.run());
         assert!(size <= 2048, "a session has {size} bytes");
     }

@@ -5,8 +5,8 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -43,34 +43,34 @@ thread_local! {
 pub struct Socket<S> {
     stream: S,
     decoder: Decoder,
-    /// What came right behind the handshake, until it is decoded.
-    ahead: Bytes,
-    /// Whether anything was read.
-    heard: bool,
     /// How much the next read may bring.
     read_size: usize,
     /// Bytes read since the client last had nothing to say.
     turn: usize,
+    /// Whether anything was read.
+    heard: bool,
     /// A write was given up, maybe amid a frame: nothing can follow.
     torn: bool,
-    write_timeout: Duration,
-    close_timeout: Duration,
+    config: Arc<Config>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// A socket whose handshake is done; `ahead` is what the client sent right behind it.
-    pub fn new(stream: S, ahead: Bytes, config: &Config) -> Self {
+    /// A socket whose handshake is done.
+    pub fn new(stream: S, config: Arc<Config>) -> Self {
         Self {
             stream,
             decoder: Decoder::new(config.max_message_size.bytes()),
-            ahead,
-            heard: false,
             read_size: READ_OF_SMALL_MESSAGES,
             turn: 0,
+            heard: false,
             torn: false,
-            write_timeout: config.write_timeout.get(),
-            close_timeout: config.close_timeout.get(),
+            config,
         }
+    }
+
+    /// Gives `sink` the messages that came right behind the handshake.
+    pub fn decode_ahead(&mut self, mut ahead: Vec<u8>, mut sink: impl FnMut(Kind, &[u8])) {
+        self.decoder.decode(&mut ahead, &mut sink);
     }
 
     /// Gives `sink` the messages of the next read that brings any.
@@ -125,18 +125,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             let kept = self.decoder.kept();
             let mut read = ReadBuf::new(&mut buffer[..kept.len() + self.read_size]);
             read.put_slice(kept);
-            if self.ahead.is_empty() {
-                let before = read.filled().len();
-                match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
-                    Ok(()) if read.filled().len() > before => {
-                        self.heard = true;
-                        self.turn += read.filled().len() - before;
-                    }
-                    Ok(()) => self.decoder.end(io::ErrorKind::UnexpectedEof.into()),
-                    Err(error) => self.decoder.end(error),
+            let before = read.filled().len();
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
+                Ok(()) if read.filled().len() > before => {
+                    self.heard = true;
+                    self.turn += read.filled().len() - before;
                 }
-            } else {
-                read.put_slice(&mem::take(&mut self.ahead));
+                Ok(()) => self.decoder.end(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) => self.decoder.end(error),
             }
             self.decoder.decode(read.filled_mut(), sink);
             Poll::Ready(())
@@ -145,12 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Writes answers as far as the kernel takes them; the rest waits for the next chance.
     fn answer(&mut self, cx: &mut Context<'_>) {
-        loop {
-            let answers = self.decoder.answers();
-            if answers.is_empty() {
-                *answers = Vec::new();
-                return;
-            }
+        while let Some(answers) = self.decoder.answers() {
             match Pin::new(&mut self.stream).poll_write(cx, answers) {
                 Poll::Ready(Ok(0)) => return self.decoder.end(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(written)) => drop(answers.drain(..written)),
@@ -186,9 +177,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// [`Disconnect::Stalled`] when the client took nothing for the write timeout, and
     /// [`Disconnect::Transport`].
     pub async fn write(&mut self, frames: &mut Vec<Bytes>) -> Result<bool, Disconnect> {
-        let answers = mem::take(self.decoder.answers());
-        if !answers.is_empty() {
-            frames.insert(0, answers.into());
+        if let Some(answers) = self.decoder.answers() {
+            frames.insert(0, mem::take(answers).into());
         }
         self.torn = true;
         let mut waited = false;
@@ -202,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     // Unless it is our own scheduler that wants a pause.
                     waited |= has_budget_remaining();
                     let write = poll_fn(|cx| poll_write(&mut self.stream, cx, rest));
-                    let written = timeout(self.write_timeout, write).await;
+                    let written = timeout(self.config.write_timeout.get(), write).await;
                     written.map_err(|_| Disconnect::Stalled)?
                 }
             };
@@ -218,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Takes at most the close timeout, and a moment where there is nobody to be told.
     pub async fn finish(&mut self, why: &Disconnect) {
         if !self.torn && !matches!(why, Disconnect::Transport(_)) {
-            let limit = self.close_timeout;
+            let limit = self.config.close_timeout.get();
             timeout(limit, self.close(why)).await.ok();
         }
     }
