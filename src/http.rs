@@ -22,10 +22,8 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::config::Config;
 use crate::hub::{Hub, JoinError, Membership};
+use crate::page::{self, NO_SNIFFING};
 use crate::socket::linger;
-
-/// The page for people, also usable as a file of its own.
-const PAGE: &str = include_str!("../static/client.html");
 
 /// The longest name of a room, in bytes of the path as it was sent.
 const ROOM_NAME_MAX: usize = 256;
@@ -152,13 +150,7 @@ impl Http {
                     Some((path.to_owned(), membership)),
                 ))
             }
-            Method::GET | Method::HEAD => Ok((
-                Response::builder()
-                    .header(header::CONTENT_TYPE, "text/html; charset=utf-8")
-                    .header(header::CONNECTION, "close")
-                    .body(PAGE.into()),
-                None,
-            )),
+            Method::GET | Method::HEAD => Ok((page::respond(request.headers()), None)),
             _ => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use GET")
                 .with(header::ALLOW, "GET, HEAD")),
         }
@@ -308,6 +300,7 @@ impl Refusal {
         let mut response = Response::builder()
             .status(self.status)
             .header(header::CONTENT_TYPE, TEXT)
+            .header(NO_SNIFFING.0, NO_SNIFFING.1)
             .header(header::CONNECTION, "close");
         if let Some((name, value)) = self.header {
             response = response.header(name, value);

@@ -10,7 +10,7 @@
 //! | 4 | [`hub`]: the rooms by name |
 //! | 3 | [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages |
-//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite |
+//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page |
 //! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`] |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
@@ -30,6 +30,7 @@ pub mod history;
 pub mod http;
 pub mod hub;
 pub mod message;
+pub mod page;
 pub mod queue;
 pub mod room;
 pub mod server;

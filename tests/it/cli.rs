@@ -5,112 +5,19 @@ use std::net::SocketAddr;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::harness::*;
-
-fn wscast(arguments: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wscast"));
-    command
-        .args(arguments.split_whitespace())
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-}
+use crate::process::*;
 
 async fn output(mut command: Command) -> Output {
     timeout(PATIENCE, command.output())
         .await
         .expect("it does not end")
         .unwrap()
-}
-
-/// The running binary.
-struct Process {
-    child: Child,
-    log: Lines<BufReader<ChildStderr>>,
-    address: SocketAddr,
-}
-
-impl Process {
-    /// Starts the binary on a free port; returns when it has said that it listens.
-    async fn start(arguments: &str) -> Self {
-        Self::spawn(wscast(&format!("--host 127.0.0.1 --port 0 {arguments}"))).await
-    }
-
-    async fn spawn(mut command: Command) -> Self {
-        let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = next_line(&mut log, " server is listening on ws://").await;
-        let (_, address) = line.split_once("ws://").unwrap();
-        let address = address.split('"').next().unwrap();
-        let port = address.rsplit_once(':').unwrap().1;
-        let address = format!("127.0.0.1:{port}").parse().unwrap();
-        Self {
-            child,
-            log,
-            address,
-        }
-    }
-
-    fn id(&self) -> u32 {
-        self.child.id().unwrap()
-    }
-
-    async fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .arg(name)
-            .arg(self.id().to_string())
-            .status()
-            .await;
-        assert!(sent.unwrap().success());
-    }
-
-    async fn exit_code(&mut self) -> Option<i32> {
-        timeout(PATIENCE, self.child.wait())
-            .await
-            .expect("it does not end")
-            .unwrap()
-            .code()
-    }
-
-    fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.id()))
-            .unwrap()
-            .count()
-    }
-
-    /// Resident memory in bytes.
-    fn memory(&self) -> usize {
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.id())).unwrap();
-        statm
-            .split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<usize>()
-            .unwrap()
-            * 4096
-    }
-}
-
-/// The next log line that contains `text`.
-async fn next_line(log: &mut Lines<BufReader<ChildStderr>>, text: &str) -> String {
-    loop {
-        let line = timeout(PATIENCE, log.next_line())
-            .await
-            .expect("no such line")
-            .unwrap();
-        let line = line.unwrap_or_else(|| panic!("the log ended without {text:?}"));
-        if line.contains(text) {
-            return line;
-        }
-    }
 }
 
 #[tokio::test]

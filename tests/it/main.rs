@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod browser;
+mod chromium;
 mod cli;
 mod contract;
 mod drain;
@@ -10,4 +12,5 @@ mod http;
 mod layers;
 mod load;
 mod malice;
+mod process;
 mod rooms;

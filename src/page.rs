@@ -1,0 +1,72 @@
+//! The client page, and the headers that it is served with.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use data_encoding::{BASE64, HEXLOWER};
+use http_body_util::Full;
+use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::{Response, StatusCode, http};
+use sha2::{Digest, Sha256};
+
+/// The page for people, also usable as a file of its own.
+const PAGE: &str = include_str!("../static/client.html");
+
+/// What the page may do: run its own style and script, nothing that somebody slipped in, and talk
+/// to WebSocket servers. (Not every browser takes `'self'` for one.)
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "default-src 'none'; style-src '{}'; script-src '{}'; connect-src 'self' ws: wss:; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        source_hash("style"),
+        source_hash("script"),
+    )
+});
+
+static ETAG: LazyLock<String> =
+    LazyLock::new(|| format!("\"{}\"", HEXLOWER.encode(&Sha256::digest(PAGE)[..8])));
+
+/// The hash of the page's one element of that name, as a policy wants it (CSP Level 3, section
+/// 2.3.1).
+fn source_hash(element: &str) -> String {
+    let (_, rest) = PAGE
+        .split_once(&format!("<{element}>"))
+        .expect("the page has one");
+    let (source, _) = rest
+        .split_once(&format!("</{element}>"))
+        .expect("it has an end");
+    format!("sha256-{}", BASE64.encode(&Sha256::digest(source)))
+}
+
+/// The answer to a request for the page: 200, or 304 where `If-None-Match` names what would be sent
+/// (RFC 9110, section 13.1.2).
+pub fn respond(request: &HeaderMap) -> http::Result<Response<Full<Bytes>>> {
+    let response = Response::builder()
+        .header(header::ETAG, &*ETAG)
+        // Kept, and asked for again each time: a new server may bring a new page.
+        .header(header::CACHE_CONTROL, "no-cache")
+        .header(header::CONNECTION, "close");
+    if is_known(request) {
+        return response
+            .status(StatusCode::NOT_MODIFIED)
+            .body(Full::default());
+    }
+    response
+        .header(header::CONTENT_TYPE, "text/html; charset=utf-8")
+        .header(header::CONTENT_SECURITY_POLICY, &*POLICY)
+        .header(NO_SNIFFING.0, NO_SNIFFING.1)
+        .header(header::REFERRER_POLICY, "no-referrer")
+        .body(PAGE.into())
+}
+
+/// A body is what its type says, and never taken for a page.
+pub const NO_SNIFFING: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+
+fn is_known(request: &HeaderMap) -> bool {
+    let known = request.get_all(header::IF_NONE_MATCH).iter();
+    known
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.trim_start_matches("W/") == *ETAG)
+}

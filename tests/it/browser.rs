@@ -1,0 +1,579 @@
+//! The page in a real browser, against the real binary.
+
+use std::time::{Duration, Instant};
+
+use fantoccini::actions::KeyAction;
+use fantoccini::key::Key;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::{WebSocketStream, accept_async};
+
+use crate::chromium::*;
+use crate::harness::*;
+use crate::process::*;
+
+const GREETING: &str = "Welcome! You’re now in the broadcast room.";
+const ATTACK: &str = "<img src=x onerror='window.broken = true'>";
+
+/// What two people see of each other, each in a window that was opened with one of these.
+async fn talk(browser: &Browser, first: &str, second: &str) {
+    let a = browser.open(first).await;
+    a.until_last(GREETING).await;
+    a.say(ATTACK).await;
+    a.click("text").await;
+    let line_break = [
+        vec![KeyAction::Down {
+            value: Key::Shift.into(),
+        }],
+        press(Key::Enter),
+        vec![KeyAction::Up {
+            value: Key::Shift.into(),
+        }],
+    ];
+    a.keys(
+        &[
+            typed("two"),
+            line_break.concat(),
+            typed("lines"),
+            press(Key::Enter),
+        ]
+        .concat(),
+    )
+    .await;
+    a.until_last("Broadcast: two\nlines").await;
+
+    let b = browser.open_another(second).await;
+    b.until_last("Broadcast: two\nlines").await;
+    b.click("hello").await;
+    let said = [
+        GREETING,
+        &format!("Broadcast: {ATTACK}"),
+        "Broadcast: two\nlines",
+        "Broadcast: Hello",
+    ];
+    for page in [&a, &b] {
+        page.until_last("Broadcast: Hello").await;
+        assert_eq!(page.rows().await, said);
+        let harm = page
+            .run("return [window.broken ?? null, document.querySelectorAll('img').length]")
+            .await;
+        assert_eq!(harm, serde_json::json!([null, 0]));
+        assert_eq!(
+            page.text_of("return document.getElementById('text').value")
+                .await,
+            ""
+        );
+    }
+}
+
+#[tokio::test]
+async fn two_windows_see_each_other_and_the_history() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast").await;
+    let url = format!("http://{}/", server.address);
+    talk(&browser, &url, &url).await;
+}
+
+#[tokio::test]
+async fn the_page_works_as_a_file_too() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast").await;
+    let link = page_file(&format!("?server=ws://{}/", server.address));
+    // The other one types the address into the field.
+    let page = browser.open(&page_file("?server=ws://127.0.0.1:1")).await;
+    page.until("document.getElementById('head').dataset.state === 'waiting'")
+        .await;
+    page.run("document.getElementById('server').value = ''")
+        .await;
+    page.click("server").await;
+    page.keys(&[typed(&server.address.to_string()), press(Key::Enter)].concat())
+        .await;
+    page.until_last(GREETING).await;
+    let address = page.text_of("return location.href").await;
+    assert!(
+        address.ends_with(&server.address.to_string().replace(':', "%3A")),
+        "{address}"
+    );
+    talk(&browser, &address, &link).await;
+    // Without an address, the one that a server has where nothing is said.
+    let page = browser.open(&page_file("")).await;
+    assert_eq!(
+        page.text_of("return document.getElementById('address').textContent")
+            .await,
+        "ws://localhost:8765"
+    );
+}
+
+#[tokio::test]
+async fn a_path_is_a_room_and_echo_answers_its_sender_alone() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode echo --history-limit 0").await;
+    let lobby = browser
+        .open(&format!("http://{}/lobby", server.address))
+        .await;
+    let other = browser
+        .open_another(&format!("http://{}/lobby", server.address))
+        .await;
+    let state =
+        "return ['room', 'address'].map((id) => document.getElementById(id).textContent).join(' ')";
+    assert_eq!(
+        lobby.text_of(state).await,
+        format!("/lobby ws://{}/lobby", server.address)
+    );
+    lobby.click("hello").await;
+    lobby.until_last("Server echo: Hello").await;
+    other.say("mine").await;
+    other.until_last("Server echo: mine").await;
+    assert_eq!(
+        other.rows().await,
+        ["Welcome to the WebSocket server!", "Server echo: mine"]
+    );
+}
+
+#[tokio::test]
+async fn both_windows_come_back_by_themselves_and_send_what_waited_once() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let mut server = Process::start("--mode broadcast").await;
+    let url = format!("http://{}/", server.address);
+    let a = browser.open(&url).await;
+    let b = browser.open_another(&url).await;
+    a.until_open().await;
+    b.until_open().await;
+    for page in [&a, &b] {
+        page.run(
+            "window.states = []; new MutationObserver(() => states.push(document.getElementById('state').textContent))
+                .observe(document.getElementById('state'), { childList: true });",
+        )
+        .await;
+    }
+    server.signal("-TERM").await;
+    assert_eq!(server.exit_code().await, Some(0));
+    for page in [&a, &b] {
+        page.until("states[0].startsWith('Closed (1001, the server is going away') && states.includes('No connection. Reconnecting')").await;
+        page.until("/^in [0-9]+ s$/.test(document.getElementById('countdown').textContent)")
+            .await;
+    }
+    a.say("typed while away").await;
+    a.say("not to be sent").await;
+    a.until("document.querySelectorAll('#waiting li').length === 2")
+        .await;
+    let waiting = a
+        .text_of("return document.getElementById('waiting').innerText")
+        .await;
+    assert!(
+        waiting.contains("typed while away") && waiting.contains("waits for the connection"),
+        "{waiting}"
+    );
+    a.run("document.querySelectorAll('#waiting button')[1].click()")
+        .await;
+
+    let again = format!(
+        "--host 127.0.0.1 --mode broadcast --port {}",
+        server.address.port()
+    );
+    let server = Process::spawn(wscast(&again)).await;
+    b.until_open().await;
+    b.until_last("Broadcast: typed while away").await;
+    a.until_last("Broadcast: typed while away").await;
+    a.until("document.querySelectorAll('#waiting li').length === 0")
+        .await;
+    // What comes next is the next thing in the room: nothing was sent twice.
+    b.say("and now this").await;
+    a.until_last("Broadcast: and now this").await;
+    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    for text in [
+        GREETING,
+        "Broadcast: typed while away",
+        "Broadcast: and now this",
+    ] {
+        client.expect(text).await;
+    }
+}
+
+/// Tests of the page's patience say when a connection came.
+struct Doorman(TcpListener);
+
+impl Doorman {
+    async fn new() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    fn page(&self) -> String {
+        page_file(&format!("?server=ws://{}/", self.0.local_addr().unwrap()))
+    }
+
+    async fn welcome(&self) -> WebSocketStream<TcpStream> {
+        let (stream, _) = timeout(PATIENCE, self.0.accept())
+            .await
+            .expect("a client")
+            .unwrap();
+        accept_async(stream).await.unwrap()
+    }
+
+    /// Lets the page in, and out again for this reason; says when.
+    async fn dismiss(&self, code: u16, reason: &'static str) -> Instant {
+        let mut websocket = self.welcome().await;
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: reason.into(),
+        };
+        let when = Instant::now();
+        websocket.close(Some(frame)).await.unwrap();
+        while websocket.next().await.is_some_and(|it| it.is_ok()) {}
+        when
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_says_do_not_is_heeded() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let doorman = Doorman::new().await;
+    let page = browser.open(&doorman.page()).await;
+    for (code, reason, words) in [
+        (
+            1008,
+            "too fast",
+            "Closed (1008, refused by policy: too fast)",
+        ),
+        (4000, "", "Closed (4000, closed by the application)"),
+        (4999, "go", "Closed (4999, closed by the application: go)"),
+    ] {
+        doorman.dismiss(code, reason).await;
+        let words = Value::from(words);
+        page.until(&format!(
+            "document.getElementById('state').textContent === {words}"
+        ))
+        .await;
+        // No try is planned; the next one is by hand.
+        page.until("retry === null && document.getElementById('head').dataset.state === 'closed'")
+            .await;
+        page.run("window.dispatchEvent(new Event('online'))").await;
+        page.until("socket === null").await;
+        page.click("connect").await;
+    }
+    let _open = doorman.welcome().await;
+    page.until_open().await;
+}
+
+#[tokio::test]
+async fn tries_come_ever_later_or_as_the_server_says_or_at_once_when_something_changed() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let doorman = Doorman::new().await;
+    let page = browser.open(&doorman.page()).await;
+    let mut before = doorman.dismiss(1013, "").await;
+    for shortest in [250, 500, 1000] {
+        let now = doorman.dismiss(1013, "").await;
+        let waited = now - before;
+        assert!(
+            waited >= Duration::from_millis(shortest),
+            "{waited:?} instead of {shortest}"
+        );
+        before = now;
+    }
+    let asked = doorman.dismiss(1013, "busy, retry after 5.5 s").await;
+    let waited = doorman.dismiss(1013, "retry-after=3600").await - asked;
+    assert!(waited >= Duration::from_millis(5500), "{waited:?}");
+    page.until("document.getElementById('countdown').textContent.match(/in 3[5-9][0-9]{2} s/)")
+        .await;
+    page.run("window.dispatchEvent(new Event('online'))").await;
+    doorman.dismiss(1013, "retry after 3600").await;
+    page.until("retry").await;
+    page.run("document.dispatchEvent(new Event('visibilitychange'))")
+        .await;
+    let _open = doorman.welcome().await;
+    page.until_open().await;
+}
+
+#[tokio::test]
+async fn ten_thousand_messages_do_not_freeze_the_page() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast --welcome= --prefix=").await;
+    let page = browser.open(&format!("http://{}/", server.address)).await;
+    page.until_open().await;
+    // The longest time for which the page did nothing else.
+    page.run(
+        "window.longest = 0; let last = performance.now();
+         setInterval(() => { const now = performance.now(); longest = Math.max(longest, now - last); last = now; }, 10);",
+    )
+    .await;
+    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    for number in 0..10_000 {
+        let text = Message::text(format!("message {number}"));
+        client.websocket.feed(text).await.unwrap();
+    }
+    client.websocket.flush().await.unwrap();
+    page.until_last("message 9999").await;
+    page.until("incoming.length === 0").await;
+    let longest = page.run("return longest").await.as_f64().unwrap();
+    assert!(longest < 1000.0, "frozen for {longest} ms");
+    let rows = page.rows().await;
+    let expected: Vec<String> = (5000..10_000).map(|it| format!("message {it}")).collect();
+    assert_eq!(rows, expected);
+    let bottom = "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight < 2)(document.getElementById('log'))";
+    page.until(bottom).await;
+
+    // Who reads further up is not carried away.
+    page.run("document.getElementById('log').scrollTop = 1000")
+        .await;
+    page.until("!sticks").await;
+    client.send("one more").await;
+    page.until("!document.getElementById('newer').hidden").await;
+    assert_eq!(page.run("return sticks").await, Value::Bool(false));
+    page.picture("newer.png").await;
+    page.click("newer").await;
+    page.until(bottom).await;
+    page.until("document.getElementById('newer').hidden").await;
+    client.send("the last").await;
+    page.until_last("the last").await;
+    page.until(bottom).await;
+}
+
+#[tokio::test]
+async fn messages_can_be_folded_filtered_copied_exported_and_cleared() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast --welcome= --prefix=").await;
+    let page = browser.open(&format!("http://{}/", server.address)).await;
+    page.until_open().await;
+    let long = format!("begins{} ends", " and goes on".repeat(5000));
+    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    client.send_binary(&[0xff]).await;
+    client.send_binary(&[7; 1234]).await;
+    client.send(&long).await;
+    client.send("Apples").await;
+    page.until_last("Apples").await;
+    let rows = page.rows().await;
+    assert_eq!(rows[0], "Binary, 1 byte: ff");
+    assert_eq!(
+        rows[1],
+        format!("Binary, 1,234 bytes:{} …", " 07".repeat(32))
+    );
+    assert!(
+        rows[2].starts_with("begins and goes on") && rows[2].ends_with("… (60,011 characters)"),
+        "{}",
+        rows[2]
+    );
+    assert!(rows[2].len() < 300);
+    page.run("document.querySelector('summary').click()").await;
+    page.until("document.querySelector('details div').textContent.endsWith('goes on ends')")
+        .await;
+
+    // The filter looks into what is folded, whatever the case.
+    let visible = "return [...document.querySelectorAll('#messages tr')].filter((row) => row.checkVisibility()).length";
+    page.click("filter").await;
+    page.keys(&typed("APPLES")).await;
+    page.until("document.getElementById('count').textContent === '1 of 4 rows'")
+        .await;
+    assert_eq!(page.run(visible).await, 1);
+    client.send("Pears").await;
+    page.until("document.getElementById('count').textContent === '1 of 5 rows'")
+        .await;
+    client.send("more apples").await;
+    page.until("document.getElementById('count').textContent === '2 of 6 rows'")
+        .await;
+    page.run("window.copied = ''; document.execCommand = () => { copied = document.activeElement.value; }; navigator.clipboard.writeText = () => Promise.reject();").await;
+    page.click("copy").await;
+    page.until("copied").await;
+    let copied = page.text_of("return copied").await;
+    let texts: Vec<&str> = copied
+        .lines()
+        .map(|it| it.split_once('\t').unwrap().1)
+        .collect();
+    assert_eq!(texts, ["Apples", "more apples"]);
+
+    page.run("document.getElementById('filter').value = 'goes on'; document.getElementById('filter').oninput()").await;
+    page.click("export").await;
+    eventually("a file is downloaded", || !browser.downloads().is_empty()).await;
+    let exported = std::fs::read_to_string(&browser.downloads()[0]).unwrap();
+    assert!(
+        exported.ends_with(&format!("\t{long}\n")),
+        "{} bytes",
+        exported.len()
+    );
+
+    page.click("clear").await;
+    page.until("document.getElementById('count').textContent === '0 rows' && characters === 0")
+        .await;
+}
+
+/// What an accessibility checker would look for, by the rules of WCAG 2.2 AA that can be computed;
+/// returns what is wrong.
+const AUDIT: &str = r#"
+const wrong = [];
+const visible = [...document.body.querySelectorAll("*")].filter((it) => it.checkVisibility() && !it.closest(".heard"));
+const nameOf = (it) => (it.ariaLabel || [...(it.labels ?? [])].map((label) => label.textContent).join(" ") || it.textContent).trim();
+const channels = (color) => color.match(/[\d.]+/g).map(Number);
+const light = (color) => {
+  const [r, g, b] = channels(color).map((it) => it / 255).map((it) => (it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const contrast = (one, other) => {
+  const [dark, bright] = [light(one), light(other)].sort((x, y) => x - y);
+  return (bright + 0.05) / (dark + 0.05);
+};
+const backOf = (it) => {
+  for (; it; it = it.parentElement) {
+    const color = getComputedStyle(it).backgroundColor;
+    if ((channels(color)[3] ?? 1) === 1) return color;
+  }
+  return "rgb(255, 255, 255)";
+};
+// 1.4.3 and 1.4.11: contrast of texts, and of the edges of what can be operated.
+let texts = 0;
+for (const it of visible) {
+  const style = getComputedStyle(it);
+  if ([...it.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim())) {
+    texts += 1;
+    const found = contrast(style.color, backOf(it));
+    if (found < 4.5) wrong.push(`contrast ${found.toFixed(2)}: ${it.outerHTML.slice(0, 80)}`);
+  }
+  if (it.matches("input, textarea")) {
+    const found = contrast(style.borderTopColor, backOf(it.parentElement));
+    if (found < 3) wrong.push(`edge ${found.toFixed(2)}: ${it.id}`);
+    const placeholder = contrast(getComputedStyle(it, "::placeholder").color, backOf(it));
+    if (it.placeholder && placeholder < 4.5) wrong.push(`placeholder ${placeholder.toFixed(2)}: ${it.id}`);
+  }
+}
+if (texts < 10) wrong.push("hardly any text was looked at");
+// 4.1.2: every control and region has a name.
+for (const it of visible.filter((it) => it.matches("button, input, textarea, summary, [role=region], ul"))) {
+  if (!nameOf(it)) wrong.push(`no name: ${it.outerHTML.slice(0, 80)}`);
+  // 2.5.8: and can be hit.
+  const { width, height } = it.getBoundingClientRect();
+  if (it.matches("button, input, textarea") && (width < 24 || height < 24)) wrong.push(`small: ${it.id} ${width} × ${height}`);
+}
+// 3.1.1, 2.4.2, 1.3.1: language, title, headings, landmarks, headers of the table; ids once.
+if (document.documentElement.lang !== "en") wrong.push("no language");
+if (!document.title.includes("wscast")) wrong.push("no title");
+for (const one of ["h1", "main", "header", "[role=status]", "[aria-live=polite]"]) {
+  if (document.querySelectorAll(one).length !== 1) wrong.push(`not one ${one}`);
+}
+if (document.querySelectorAll("th[scope=col]").length !== 2) wrong.push("no headers");
+const ids = [...document.querySelectorAll("[id]")].map((it) => it.id);
+if (new Set(ids).size !== ids.length) wrong.push("an id twice");
+if (document.querySelector("[tabindex]:not([tabindex='0'])")) wrong.push("an order of its own");
+// 1.4.4 and 1.4.10: zoom is allowed, and nothing stands out to the side.
+if (/user-scalable|maximum-scale/.test(document.querySelector("meta[name=viewport]").content)) wrong.push("no zoom");
+if (document.documentElement.scrollWidth > innerWidth) wrong.push(`wider than the window: ${document.documentElement.scrollWidth}`);
+for (const it of visible) {
+  const { left, right } = it.getBoundingClientRect();
+  if (right > innerWidth + 0.5 || left < -0.5) wrong.push(`stands out: ${it.outerHTML.slice(0, 80)}`);
+}
+return wrong;
+"#;
+
+#[tokio::test]
+async fn the_page_is_for_everybody() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let mut server = Process::start("--mode broadcast").await;
+    let page = browser
+        .open(&format!("http://{}/lobby", server.address))
+        .await;
+    page.until_open().await;
+    page.say("Hello everybody, is anyone here?").await;
+    let mut client = Client::connect(server.address, "/lobby").await.unwrap().0;
+    client.send_binary(b"\x00\x01binary").await;
+    client
+        .send(&"A long message that is folded. ".repeat(40))
+        .await;
+    client.send(&"wide".repeat(100)).await;
+    page.until("document.querySelectorAll('#messages tr').length === 5")
+        .await;
+    // Who hears the page is told.
+    page.until("document.getElementById('heard').textContent")
+        .await;
+
+    let first = page
+        .run("return document.querySelector('.state').getBoundingClientRect().top")
+        .await;
+    for open in [true, false] {
+        if !open {
+            server.signal("-TERM").await;
+            server.exit_code().await;
+            page.until("document.getElementById('head').dataset.state === 'waiting'")
+                .await;
+            page.say("I will wait").await;
+        }
+        for width in [360, 1280] {
+            for scheme in ["light", "dark"] {
+                page.appear(width, scheme).await;
+                page.until(&format!("innerWidth === {width} && matchMedia('(prefers-color-scheme: {scheme})').matches")).await;
+                let wrong: Vec<String> = serde_json::from_value(page.run(AUDIT).await).unwrap();
+                assert_eq!(wrong, [] as [&str; 0], "{width} px, {scheme}, open: {open}");
+                page.picture(&format!(
+                    "{width}-{scheme}-{}.png",
+                    if open { "open" } else { "waiting" }
+                ))
+                .await;
+            }
+        }
+    }
+    // What happens moves nothing above the fold.
+    page.appear(1280, "light").await;
+    assert_eq!(
+        first,
+        page.run("return document.querySelector('.state').getBoundingClientRect().top")
+            .await
+    );
+    // Every control can be had by keyboard, and shows that it is.
+    let stops = page.tab_stops().await;
+    for id in [
+        "connect", "filter", "copy", "export", "clear", "log", "text", "hello", "BUTTON", "SUMMARY",
+    ] {
+        assert!(stops.contains(id), "no way to {id}: {stops:?}");
+    }
+    page.run("document.getElementById('filter').focus()").await;
+    page.keys(&press(Key::Tab)).await;
+    let outline = page
+        .text_of("return getComputedStyle(document.activeElement).outlineStyle")
+        .await;
+    assert_eq!(outline, "solid");
+}
+
+#[tokio::test]
+async fn nothing_runs_in_the_page_that_is_not_the_page() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast").await;
+    let page = browser.open(&format!("http://{}/", server.address)).await;
+    // Its own style and script do.
+    page.until_open().await;
+    assert_eq!(
+        page.text_of("return getComputedStyle(document.body).display")
+            .await,
+        "flex"
+    );
+    page.run(
+        "window.violations = []; document.addEventListener('securitypolicyviolation', (it) => violations.push(it.effectiveDirective));
+         const script = document.createElement('script'); script.textContent = 'window.broken = true'; document.body.append(script);
+         const style = document.createElement('style'); style.textContent = 'body { display: none }'; document.body.append(style);
+         const image = document.createElement('img'); image.src = '/healthz'; document.body.append(image);",
+    )
+    .await;
+    page.until("violations.length === 3").await;
+    let violations = page.text_of("return violations.sort().join()").await;
+    assert_eq!(violations, "img-src,script-src-elem,style-src-elem");
+    assert_eq!(page.run("return window.broken ?? null").await, Value::Null);
+}
