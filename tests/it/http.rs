@@ -32,8 +32,41 @@ async fn every_room_path_serves_the_page() {
         head.contains(&format!("content-length: {}", page.len())),
         "{head}"
     );
+    for field in [
+        "content-security-policy: default-src 'none'; style-src 'sha256-",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+        "cache-control: no-cache",
+    ] {
+        assert!(head.contains(field), "{head}");
+    }
+    assert!(!head.contains("unsafe"), "{head}");
     // Another protocol than ours is not asked for in vain.
     let (status, ..) = ask(&server, "GET /", "Connection: Upgrade\r\nUpgrade: h2c\r\n").await;
+    assert_eq!(status, "HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn a_page_that_is_known_is_not_sent_again() {
+    let server = TestServer::echo().await;
+    let (_, head, _) = ask(&server, "GET /", "").await;
+    let (_, rest) = head.split_once("etag: ").unwrap();
+    let etag = rest.split("\r\n").next().unwrap();
+    for known in [
+        etag,
+        &format!("W/{etag}"),
+        &format!("\"other\", {etag}"),
+        "*",
+    ] {
+        let (status, head, body) =
+            ask(&server, "GET /", &format!("If-None-Match: {known}\r\n")).await;
+        assert_eq!(
+            (status.as_str(), body.as_str()),
+            ("HTTP/1.1 304 Not Modified", "")
+        );
+        assert!(head.contains(etag), "{head}");
+    }
+    let (status, ..) = ask(&server, "GET /", "If-None-Match: \"other\"\r\n").await;
     assert_eq!(status, "HTTP/1.1 200 OK");
 }
 
