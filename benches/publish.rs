@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use divan::Bencher;
 use wscast::config::{Config, Mode, Size};
 use wscast::message::Kind;
-use wscast::room::{Room, Subscription};
+use wscast::room::{Follow, Room, Subscription};
 use wscast::wire::{Draft, Plain};
 
 fn main() {
@@ -26,7 +26,9 @@ fn publish(bencher: Bencher<'_, '_>, clients: usize) {
     };
     let plain = Plain::new(&config);
     let room = Arc::new(Room::new(&config, 1, Arc::default()));
-    let subscriptions: Vec<Subscription> = (0..clients).map(|_| room.subscribe()).collect();
+    let subscriptions: Vec<Subscription> = (0..clients)
+        .map(|_| room.subscribe(Follow::default()).0)
+        .collect();
     let subscriptions = RefCell::new(subscriptions);
     bencher
         .with_inputs(|| {

@@ -81,6 +81,11 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
     pub max_queue_bytes: Size,
 
+    /// Web pages that may come in: https://example.com, https://*.example.com or '*' [default: of
+    /// the same host or this machine]
+    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = LIMITS)]
+    pub allow_origin: Vec<OriginPattern>,
+
     /// How log lines look: text or json
     #[arg(long, env = "WSCAST_LOG_FORMAT", value_enum, hide_possible_values = true, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
     pub log_format: LogFormat,
@@ -99,6 +104,16 @@ pub enum Mode {
     Echo,
     /// It is sent to every client of the room, the sender included
     Broadcast,
+}
+
+impl Mode {
+    /// As the command line writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Broadcast => "broadcast",
+        }
+    }
 }
 
 /// How log lines look.
@@ -262,6 +277,118 @@ impl fmt::Display for Time {
     }
 }
 
+/// Where a web page comes from, as the `Origin` header says it (RFC 6454, section 6.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    /// In lower case; an IPv6 address in brackets.
+    host: String,
+    port: u16,
+}
+
+impl FromStr for Origin {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (scheme, authority) = text.split_once("://").ok_or(())?;
+        let scheme = scheme.to_ascii_lowercase();
+        let default = match scheme.as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return Err(()),
+        };
+        let (host, port) = split_port(authority).ok_or(())?;
+        Ok(Self {
+            scheme,
+            host,
+            port: port.unwrap_or(default),
+        })
+    }
+}
+
+impl Origin {
+    /// Whether it is this machine, whichever the port.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.trim_start_matches('[').trim_end_matches(']');
+        self.host == "localhost"
+            || self.host.ends_with(".localhost")
+            || address
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|it| it.is_loopback())
+    }
+
+    /// Whether a request with this `Host` went to where the page came from. The scheme is left out of
+    /// it, as it may be another one before a proxy.
+    pub fn is_at(&self, host: &str) -> bool {
+        let default = if self.scheme == "https" { 443 } else { 80 };
+        split_port(host)
+            .is_some_and(|(host, port)| host == self.host && port.unwrap_or(default) == self.port)
+    }
+}
+
+/// Host, in lower case, and port of what stands behind the scheme.
+fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        _ => (authority, None),
+    };
+    let is_name = |it: char| it.is_ascii_alphanumeric() || "-._*[]:".contains(it);
+    let named = !host.is_empty() && host.chars().all(is_name);
+    named.then(|| (host.to_ascii_lowercase(), port))
+}
+
+/// Origins that may come in, as `--allow-origin` writes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OriginPattern {
+    /// `*`
+    Any,
+    /// `null`: a page without an origin, as one that was opened from a file.
+    Null,
+    /// `https://example.com`, or with a `*.` before its host all hosts below it.
+    Of(Origin),
+}
+
+impl OriginPattern {
+    /// Whether an `Origin` header with this value is meant.
+    pub fn matches(&self, origin: &str) -> bool {
+        let pattern = match self {
+            Self::Any => return true,
+            Self::Null => return origin == "null",
+            Self::Of(pattern) => pattern,
+        };
+        let Ok(origin) = origin.parse::<Origin>() else {
+            return false;
+        };
+        let host_matches = match pattern.host.strip_prefix('*') {
+            // With the dot that stands behind the star.
+            Some(suffix) => origin.host.ends_with(suffix) && origin.host.len() > suffix.len(),
+            None => origin.host == pattern.host,
+        };
+        host_matches && origin.scheme == pattern.scheme && origin.port == pattern.port
+    }
+}
+
+impl FromStr for OriginPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unclear =
+            || "write https://example.com, https://*.example.com, null or '*'".to_string();
+        match text {
+            "*" => Ok(Self::Any),
+            "null" => Ok(Self::Null),
+            text => {
+                let origin: Origin = text.parse().map_err(|()| unclear())?;
+                let name = origin.host.strip_prefix("*.").unwrap_or(&origin.host);
+                match name.contains('*') || name.is_empty() {
+                    true => Err(unclear()),
+                    false => Ok(Self::Of(origin)),
+                }
+            }
+        }
+    }
+}
+
 /// A number of bytes as the command line writes it: plain (`65536`) or with a unit (`64KiB`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(usize);
@@ -334,6 +461,7 @@ mod tests {
             max_rooms: 1000,
             max_queue: 1024,
             max_queue_bytes: Size::from(4 << 20),
+            allow_origin: Vec::new(),
             log_format: LogFormat::Text,
         };
         assert_eq!(config, expected);
@@ -405,6 +533,10 @@ mod tests {
             ("--port 70000", "--port"),
             ("--ping-interval soon", "--ping-interval"),
             ("--ping-timeout 0", "--ping-timeout"),
+            ("--allow-origin example.com", "--allow-origin"),
+            ("--allow-origin https://*", "--allow-origin"),
+            ("--allow-origin https://a.*.com", "--allow-origin"),
+            ("--allow-origin https://example.com/", "--allow-origin"),
             ("--write-timeout 0", "--write-timeout"),
             ("--max-message-size 0", "--max-message-size"),
             ("--max-connections 0", "--max-connections"),

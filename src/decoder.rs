@@ -40,6 +40,8 @@ struct Pending {
     /// The beginning of a frame that is not complete.
     kept: Bytes,
     answers: Vec<u8>,
+    /// What the last pong carried.
+    pong: Option<Bytes>,
     /// Why nothing more is decoded.
     ended: Option<Disconnect>,
 }
@@ -94,6 +96,18 @@ impl Decoder {
         self.tidy();
     }
 
+    /// Whether a pong came that was not taken yet.
+    pub fn has_pong(&self) -> bool {
+        self.pending.as_ref().is_some_and(|it| it.pong.is_some())
+    }
+
+    /// The payload of the last pong, once.
+    pub fn take_pong(&mut self) -> Option<Bytes> {
+        let pong = self.pending.as_mut()?.pong.take();
+        self.tidy();
+        pong
+    }
+
     /// Why nothing more is decoded, once.
     pub fn take_end(&mut self) -> Option<Disconnect> {
         self.pending.as_mut()?.ended.take()
@@ -139,13 +153,15 @@ impl Decoder {
     /// Has tungstenite decode `bytes`, and gives `sink` the messages that this completes.
     fn ask_tungstenite(&mut self, bytes: &[u8], sink: &mut impl FnMut(Kind, &[u8])) {
         let input = Bytes::copy_from_slice(bytes);
-        self.pending().ended = self.consult(|tungstenite| {
+        let mut pong = None;
+        let ended = self.consult(|tungstenite| {
             tungstenite.get_mut().input = input;
             loop {
                 match tungstenite.read() {
                     Ok(Message::Text(text)) => sink(Kind::Text, text.as_bytes()),
                     Ok(Message::Binary(bytes)) => sink(Kind::Binary, &bytes),
                     Ok(Message::Close(frame)) => return Some(closed(frame)),
+                    Ok(Message::Pong(payload)) => pong = Some(payload),
                     Ok(_) => {}
                     Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                         return None;
@@ -154,6 +170,9 @@ impl Decoder {
                 }
             }
         });
+        let pending = self.pending();
+        pending.ended = ended;
+        pending.pong = pong.or(pending.pong.take());
     }
 
     /// Asks tungstenite something, whose answers then are ours to write.
@@ -194,7 +213,7 @@ impl Decoder {
             && pending.tungstenite.as_deref().is_none_or(idle)
         {
             pending.tungstenite = None;
-            if pending.kept.is_empty() && pending.answers.is_empty() {
+            if pending.kept.is_empty() && pending.answers.is_empty() && pending.pong.is_none() {
                 self.pending = None;
             }
         }

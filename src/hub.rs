@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::message::{Batch, Frames};
-use crate::room::{Room, Sealed, Subscription};
-use crate::wire::Plain;
+use crate::message::{Batch, Format, Frames, MessageId};
+use crate::room::{Follow, Room, Sealed, Start, Subscription};
+use crate::wire::{self, Event, Plain};
 
 /// All rooms of a server.
 ///
@@ -64,11 +65,25 @@ impl Hub {
         }
     }
 
-    /// Joins the room `name`, which begins to exist if it does not yet.
+    /// Joins the room `name`, which begins to exist if it does not yet, to follow it.
     ///
     /// # Errors
     /// [`JoinError`], and no room is made then.
-    pub fn join(self: &Arc<Self>, name: &str) -> Result<Membership, JoinError> {
+    pub fn join(self: &Arc<Self>, name: &str, follow: Follow) -> Result<Membership, JoinError> {
+        let presence = self.enter(name)?;
+        let (subscription, start) = presence.room.subscribe(follow);
+        Ok(Membership {
+            subscription,
+            start,
+            presence,
+        })
+    }
+
+    /// Enters the room `name`, which begins to exist if it does not yet.
+    ///
+    /// # Errors
+    /// [`JoinError`], and no room is made then.
+    pub fn enter(self: &Arc<Self>, name: &str) -> Result<Presence, JoinError> {
         let mut rooms = self.rooms.lock();
         if rooms.sealed {
             return Err(JoinError::Sealed);
@@ -90,12 +105,27 @@ impl Hub {
             .get_mut(name)
             .expect("it was there or was made");
         entry.clients += 1;
-        Ok(Membership {
+        Ok(Presence {
             hub: self.clone(),
             name: name.into(),
             room: entry.room.clone(),
-            subscription: entry.room.subscribe(),
         })
+    }
+
+    /// The messages that the room `name` remembers, if there is one, from behind the id that `since`
+    /// names, and whether nothing is missing since.
+    pub fn history(
+        &self,
+        name: &str,
+        since: Option<MessageId>,
+    ) -> Option<(Vec<Arc<Batch>>, Start)> {
+        let rooms = self.rooms.lock();
+        Some(rooms.by_name.get(name)?.room.history(since))
+    }
+
+    /// The format without a library.
+    pub fn plain(&self) -> &Plain {
+        &self.plain
     }
 
     /// Takes no more messages and no more clients; whoever is in a room gets the rest of its log,
@@ -150,21 +180,55 @@ impl Rooms {
     }
 }
 
-/// A client's place in a room; it leaves when dropped, and the room is forgotten at once if it then
-/// has neither client nor history.
+/// A client that follows a room.
 #[derive(Debug)]
 pub struct Membership {
-    hub: Arc<Hub>,
-    name: Arc<str>,
-    room: Arc<Room>,
     /// Its place in the log of the room.
     pub subscription: Subscription,
+    /// Where that was at first.
+    pub start: Start,
+    /// What keeps the room.
+    pub presence: Presence,
 }
 
 impl Membership {
+    /// What greets the client, if anything does.
+    pub fn greeting(&self) -> Option<Bytes> {
+        let Presence { hub, name, .. } = &self.presence;
+        let format = self.subscription.format();
+        if format == Format::Plain {
+            return hub.plain.greeting();
+        }
+        let welcome = Event::Welcome {
+            text: hub.config.welcome(),
+            room: name,
+            mode: hub.config.mode.name(),
+            last_id: self.start.last.map(|id| id.to_string()),
+            resumed: self.start.resumed,
+            missed: self.start.missed,
+        };
+        Some(wire::render_event(&welcome, format))
+    }
+}
+
+/// Somebody in a room, who keeps it. The room is forgotten at once if it has neither history nor
+/// anybody in it.
+#[derive(Debug)]
+pub struct Presence {
+    hub: Arc<Hub>,
+    name: Arc<str>,
+    room: Arc<Room>,
+}
+
+impl Presence {
     /// How messages look in this room.
     pub fn plain(&self) -> &Arc<Plain> {
         &self.hub.plain
+    }
+
+    /// The room.
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// Publishes messages to the room; returns them with their ids once they are in its log.
@@ -180,7 +244,7 @@ impl Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for Presence {
     fn drop(&mut self) {
         let mut rooms = self.hub.rooms.lock();
         rooms.departures += 1;

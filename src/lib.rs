@@ -5,12 +5,13 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 6 | [`server`]: bind, accept, drain |
-//! | 5 | [`http`]: routes and the upgrade; [`session`]: one WebSocket from the 101 to the close frame |
+//! | 7 | [`server`]: bind, accept, drain |
+//! | 6 | [`http`]: one exchange; [`session`]: one WebSocket from the 101 to the close frame; [`follower`]: one stream of Server-Sent Events |
+//! | 5 | [`routes`]: what a request is answered |
 //! | 4 | [`hub`]: the rooms by name |
-//! | 3 | [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
+//! | 3 | [`admission`]: who may come in; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages |
-//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page |
+//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client |
 //! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`] |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
@@ -20,11 +21,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by it"))]
 
+pub mod admission;
 pub mod backend;
 pub mod config;
 pub mod decoder;
 pub mod disconnect;
 pub mod door;
+pub mod farewell;
+pub mod follower;
 pub mod heartbeat;
 pub mod history;
 pub mod http;
@@ -33,6 +37,7 @@ pub mod message;
 pub mod page;
 pub mod queue;
 pub mod room;
+pub mod routes;
 pub mod server;
 pub mod session;
 pub mod socket;

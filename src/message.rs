@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -18,6 +21,48 @@ impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch, self.seq)
     }
+}
+
+/// A text that is not the id of a message.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an id is <epoch>-<seq>, as in 1732290000000-42")]
+pub struct NotAnId;
+
+impl FromStr for MessageId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        let number = |digits: &str| match digits.bytes().all(|it| it.is_ascii_digit()) {
+            true => digits.parse().map_err(|_| NotAnId),
+            false => Err(NotAnId),
+        };
+        let (epoch, seq) = text.split_once('-').ok_or(NotAnId)?;
+        Ok(Self {
+            epoch: number(epoch)?,
+            seq: number(seq)?,
+        })
+    }
+}
+
+/// How events look to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// WebSocket messages that are what was sent, behind the prefix: any client understands them.
+    #[default]
+    Plain,
+    /// WebSocket messages that are JSON and tell ids: the subprotocol `wscast.v1.json`.
+    Json,
+    /// Server-Sent Events.
+    EventStream,
+}
+
+/// Messages that are encoded one behind the other.
+#[derive(Debug)]
+pub struct Rendition {
+    /// All of them.
+    pub bytes: Bytes,
+    /// Offset in bytes behind each one's last byte.
+    pub ends: Vec<usize>,
 }
 
 /// What kind of WebSocket message it is.
@@ -73,13 +118,32 @@ impl Frames {
 #[derive(Debug)]
 pub struct Batch {
     first: MessageId,
+    time: SystemTime,
     frames: Frames,
+    /// In JSON and as Server-Sent Events, once somebody has wanted them so.
+    renditions: [OnceLock<Box<Rendition>>; 2],
 }
 
 impl Batch {
     /// Names `frames`: the first of them gets `first`, the others the ids that follow.
     pub fn new(first: MessageId, frames: Frames) -> Self {
-        Self { first, frames }
+        Self {
+            first,
+            time: SystemTime::now(),
+            frames,
+            renditions: Default::default(),
+        }
+    }
+
+    /// When they were published.
+    pub fn time(&self) -> SystemTime {
+        self.time
+    }
+
+    /// Its messages in a format that is not the plain one, encoded by `encode` the first time.
+    pub fn rendition(&self, format: Format, encode: impl FnOnce() -> Rendition) -> &Rendition {
+        let kept = &self.renditions[usize::from(format == Format::EventStream)];
+        kept.get_or_init(|| Box::new(encode()))
     }
 
     /// Its messages as they were encoded.
@@ -154,6 +218,22 @@ mod tests {
         assert!(id(1, 10) < id(1, 11));
         assert!(id(1, 10) < id(2, 1));
         assert_eq!(id(1732290000000, 43).to_string(), "1732290000000-43");
+        assert_eq!("1732290000000-43".parse(), Ok(id(1732290000000, 43)));
+        for wrong in [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "1-+2",
+            "1--2",
+            "1-2-3",
+            "a-1",
+            "1- 2",
+            "1-99999999999999999999",
+        ] {
+            assert_eq!(wrong.parse::<MessageId>(), Err(NotAnId), "{wrong}");
+        }
     }
 
     #[test]

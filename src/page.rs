@@ -45,6 +45,7 @@ pub fn respond(request: &HeaderMap) -> http::Result<Response<Full<Bytes>>> {
         .header(header::ETAG, &*ETAG)
         // Kept, and asked for again each time: a new server may bring a new page.
         .header(header::CACHE_CONTROL, "no-cache")
+        .header(header::VARY, "Accept")
         .header(header::CONNECTION, "close");
     if is_known(request) {
         return response

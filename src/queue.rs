@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use crate::message::Batch;
 
@@ -38,6 +39,10 @@ struct State {
     bytes: usize,
     attached: bool,
     client: Option<Waker>,
+    /// Whether receipts were asked for since the client last took something.
+    asked: bool,
+    /// Who waits for the client to have the message of this sequence number.
+    receipts: Vec<(u64, mpsc::Sender<()>)>,
 }
 
 impl Queue {
@@ -69,23 +74,60 @@ impl Queue {
         state.attached
     }
 
-    /// Takes all that waits, leaving the empty `into` in its place; `false` where nothing waits and
-    /// nothing will come.
-    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Arc<Batch>>) -> Poll<bool> {
+    /// Takes all that waits, leaving the empty `into` in its place.
+    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Arc<Batch>>) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
-        if !state.batches.is_empty() {
+        if !state.batches.is_empty() || state.asked {
             mem::swap(&mut state.batches, into);
             state.messages = 0;
             state.bytes = 0;
-            Poll::Ready(true)
+            let asked = mem::take(&mut state.asked);
+            Poll::Ready(Taken::All { asked })
         } else if state.attached {
             state.client = Some(cx.waker().clone());
             Poll::Pending
         } else {
-            Poll::Ready(false)
+            Poll::Ready(Taken::End)
         }
     }
+
+    /// Asks the client for a receipt, for `sender`, of all messages up to the sequence number `seq`;
+    /// without one, the sender is dropped when the client is gone.
+    pub fn ask(&self, seq: u64, sender: mpsc::Sender<()>) {
+        let mut state = self.0.lock();
+        state.receipts.retain(|(_, sender)| !sender.is_closed());
+        state.receipts.push((seq, sender));
+        state.asked = true;
+        state.wake();
+    }
+
+    /// The client has all messages up to the sequence number `seq`.
+    pub fn acknowledge(&self, seq: u64) {
+        self.0.lock().receipts.retain(|(wanted, sender)| {
+            if *wanted <= seq {
+                sender.try_send(()).ok();
+            }
+            *wanted > seq
+        });
+    }
+
+    /// No more receipts will come.
+    pub fn abandon(&self) {
+        self.0.lock().receipts = Vec::new();
+    }
+}
+
+/// What a queue gave.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// All that waited.
+    All {
+        /// Whether receipts are asked for, of all messages given so far.
+        asked: bool,
+    },
+    /// Nothing waits, and nothing will come.
+    End,
 }
 
 impl State {

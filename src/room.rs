@@ -5,16 +5,20 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::config::{Config, Mode};
 use crate::disconnect::Disconnect;
 use crate::history::History;
-use crate::message::{Batch, Frames, MessageId};
-use crate::queue::{Bound, Queue};
+use crate::message::{Batch, Format, Frames, MessageId};
+use crate::queue::{Bound, Queue, Taken};
+use crate::wire::{self, Event};
 
 /// One ordered log. Its tail is the history; whoever has read up to its end has a queue that gets
 /// what comes next.
@@ -45,9 +49,54 @@ struct Member {
     queue: Arc<Queue>,
     /// Sequence number of the message to read next from the history; none where the queue is filled.
     behind: Option<u64>,
+    /// Whether it can say what it has: those who only listen cannot.
+    answers: bool,
+}
+
+/// How a client wants to follow a room.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Follow {
+    /// How its events look.
+    pub format: Format,
+    /// The last message it has, if it was there before.
+    pub since: Option<MessageId>,
+}
+
+/// Where a client stands that has begun to follow a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// Sequence number of the message that it reads first.
+    pub next: u64,
+    /// The newest message of the room then, if there ever was one.
+    pub last: Option<MessageId>,
+    /// Whether what follows is, provably, all that came after the id that it asked with.
+    pub resumed: bool,
+    /// How many messages after that id are forgotten; none where the id is not of this log.
+    pub missed: Option<u64>,
 }
 
 impl Log {
+    /// Where somebody begins to read who has had the messages up to `since`.
+    fn start(&self, since: Option<MessageId>) -> Start {
+        let (first, end) = (self.history.first(), self.history.next());
+        let last = (end > 1).then_some(MessageId {
+            epoch: self.epoch,
+            seq: end - 1,
+        });
+        let (next, resumed, missed) = match since {
+            None => (first, false, Some(0)),
+            Some(id) if id.epoch != self.epoch || id.seq >= end => (first, false, None),
+            Some(id) if id.seq + 1 >= self.history.oldest() => (id.seq + 1, true, Some(0)),
+            Some(id) => (first, false, Some(first - id.seq - 1)),
+        };
+        Start {
+            next,
+            last,
+            resumed,
+            missed,
+        }
+    }
+
     /// Notes where a member stands.
     fn place(&mut self, key: usize, behind: Option<u64>) {
         let before = mem::replace(&mut self.members[key].behind, behind);
@@ -126,28 +175,65 @@ impl Room {
 
     /// Begins to follow the log: what the history holds, then what comes. From here on nothing is
     /// missed.
-    pub fn subscribe(self: &Arc<Self>) -> Subscription {
+    ///
+    /// It begins behind the id that `follow` asks for, where nothing is missing since, and else with
+    /// all that the history holds.
+    pub fn subscribe(self: &Arc<Self>, follow: Follow) -> (Subscription, Start) {
         let mut log = self.log.lock();
-        let (next, joined_at) = (log.history.first(), log.history.next());
+        let start = log.start(follow.since);
+        let joined_at = log.history.next();
         let queue = Arc::<Queue>::default();
         let key = log.members.insert(Member {
             queue: queue.clone(),
             behind: None,
+            answers: follow.format != Format::EventStream,
         });
-        log.place(key, Some(next));
+        log.place(key, Some(start.next));
         let mut subscription = Subscription {
             room: self.clone(),
             queue,
             key: Some(key),
+            format: follow.format,
             live: false,
-            next,
+            missed: 0,
+            asked: false,
+            next: start.next,
             last: None,
             joined_at,
             taken: Vec::new(),
         };
         // Where nothing is left to read the room is sealed, which it says again when asked.
         subscription.read_history(&mut log).ok();
-        subscription
+        (subscription, start)
+    }
+
+    /// The batches that are remembered for those who join, from behind the id `since` if nothing is
+    /// missing after it; the first of them may begin before that.
+    pub fn history(&self, since: Option<MessageId>) -> (Vec<Arc<Batch>>, Start) {
+        let log = self.log.lock();
+        let start = log.start(since);
+        (
+            log.history.batches_from(start.next).cloned().collect(),
+            start,
+        )
+    }
+
+    /// Asks everybody who can answer for a receipt of all messages up to the sequence number `seq`.
+    pub fn ask_receipts(&self, seq: u64) -> Receipts {
+        let log = self.log.lock();
+        let clients = log.members.len();
+        let (sender, answers) = mpsc::channel(clients.max(1));
+        for (_, member) in &log.members {
+            if member.answers {
+                member.queue.ask(seq, sender.clone());
+            }
+        }
+        Receipts { clients, answers }
+    }
+
+    /// How many follow the log.
+    pub fn clients(&self) -> usize {
+        self.log.lock().members.len()
     }
 
     /// Takes no more messages. Whoever follows the log gets the rest of it, then its end.
@@ -191,6 +277,33 @@ impl Drop for Room {
     }
 }
 
+/// The receipts for a message, as they come in.
+#[derive(Debug)]
+pub struct Receipts {
+    clients: usize,
+    answers: mpsc::Receiver<()>,
+}
+
+impl Receipts {
+    /// How many clients were in the room.
+    pub fn clients(&self) -> usize {
+        self.clients
+    }
+
+    /// Waits until every client that can has given its receipt or is gone, but not for longer than
+    /// `limit`; returns how many have given it.
+    pub async fn collect(mut self, limit: Duration) -> usize {
+        let mut delivered = 0;
+        let all = async {
+            while self.answers.recv().await.is_some() {
+                delivered += 1;
+            }
+        };
+        timeout(limit, all).await.ok();
+        delivered
+    }
+}
+
 /// One client's place in the log of a room; it leaves when dropped.
 ///
 /// What it gives is one contiguous run of the log. It reads the history in pieces, no larger than
@@ -202,8 +315,13 @@ pub struct Subscription {
     queue: Arc<Queue>,
     /// Its key among the members of the room, until it has left.
     key: Option<usize>,
+    format: Format,
     /// Whether its queue was attached when it last looked.
     live: bool,
+    /// How many messages were forgotten before it got them, and it was not told yet.
+    missed: u64,
+    /// Whether receipts are asked for, of all that was given.
+    asked: bool,
     /// Sequence number of the message to give next.
     next: u64,
     /// The last message given.
@@ -215,21 +333,25 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Appends to `frames` what is to be written next; returns how many messages that is.
+    /// Appends to `frames` what is to be written next; returns how many messages that is, which may
+    /// be none where receipts are asked for.
     ///
     /// # Errors
-    /// [`Disconnect::Behind`] when the room has forgotten what should come next, and
-    /// [`Disconnect::ShuttingDown`] when all was given and the room is sealed.
+    /// [`Disconnect::Behind`] when the room has forgotten what should come next and the format cannot
+    /// say so, and [`Disconnect::ShuttingDown`] when all was given and the room is sealed.
     pub fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
         frames: &mut Vec<Bytes>,
     ) -> Poll<Result<u64, Disconnect>> {
-        while self.taken.is_empty() {
+        while self.taken.is_empty() && self.missed == 0 && !self.asked {
             if !self.live {
                 self.lock_and_read()?;
-            } else if !ready!(self.queue.poll_take(cx, &mut self.taken)) {
-                self.live = false;
+                continue;
+            }
+            match ready!(self.queue.poll_take(cx, &mut self.taken)) {
+                Taken::All { asked } => self.asked = asked,
+                Taken::End => self.live = false,
             }
         }
         Poll::Ready(Ok(self.give(frames)))
@@ -253,10 +375,31 @@ impl Subscription {
             let mut log = self.room.log.lock();
             log.place(key, None);
             log.members.remove(key);
+            self.queue.abandon();
             // What only it still needed may go.
             log.forget();
             self.room.account(&log.history);
         }
+    }
+
+    /// Whether somebody has asked for a receipt of all that was given, once.
+    pub fn take_asked(&mut self) -> bool {
+        mem::take(&mut self.asked)
+    }
+
+    /// The client has all messages up to `id`; what it was not given yet it cannot have.
+    pub fn acknowledge(&self, id: MessageId) {
+        if self
+            .last
+            .is_some_and(|last| id.epoch == last.epoch && id <= last)
+        {
+            self.queue.acknowledge(id.seq);
+        }
+    }
+
+    /// How its events look.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// The last message given, if any was.
@@ -277,9 +420,12 @@ impl Subscription {
             Mode::Echo => self.joined_at,
             Mode::Broadcast => log.history.next(),
         };
-        if self.next < end && self.next < log.history.oldest() {
+        let missed = log.history.oldest().min(end).saturating_sub(self.next);
+        if missed > 0 && self.format == Format::Plain {
             return Err(Disconnect::Behind);
         }
+        self.missed += missed;
+        self.next += missed;
         let (mut messages, mut bytes, mut reached) = (0, 0, self.next);
         for batch in log.history.batches_from(self.next) {
             messages += batch.len();
@@ -296,7 +442,7 @@ impl Subscription {
             self.queue.attach();
             self.live = true;
             log.place(key, None);
-        } else if self.taken.is_empty() {
+        } else if self.taken.is_empty() && self.missed == 0 {
             return Err(Disconnect::ShuttingDown);
         } else {
             log.place(key, Some(reached));
@@ -306,10 +452,14 @@ impl Subscription {
 
     /// Moves on over what was taken; returns how many messages that is.
     fn give(&mut self, frames: &mut Vec<Bytes>) -> u64 {
+        if self.missed > 0 {
+            let missed = Some(mem::take(&mut self.missed));
+            frames.push(wire::render_event(&Event::Gap { missed }, self.format));
+        }
         let before = self.next;
         for batch in self.taken.drain(..) {
             let seqs = batch.seqs();
-            frames.push(batch.frames_from(self.next));
+            frames.push(wire::render(&batch, self.format, self.next));
             self.next = seqs.end;
             self.last = Some(batch.last_id());
         }
@@ -429,7 +579,7 @@ mod tests {
     fn a_subscription_gets_history_then_live() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 10, 10));
         room.publish(3);
-        let mut subscription = room.room.subscribe();
+        let mut subscription = room.room.subscribe(Follow::default()).0;
         room.publish(2);
         assert_eq!(take_all(&mut subscription), [1, 2, 3, 4, 5]);
         room.publish(1);
@@ -439,8 +589,8 @@ mod tests {
     #[test]
     fn one_that_overflows_leaves_the_live_registry_and_catches_up_from_the_history() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
-        let mut slow = room.room.subscribe();
-        let mut fast = room.room.subscribe();
+        let mut slow = room.room.subscribe(Follow::default()).0;
+        let mut fast = room.room.subscribe(Follow::default()).0;
         for _ in 0..10 {
             room.publish(1);
             assert_eq!(take_all(&mut fast), [room.last]);
@@ -459,7 +609,7 @@ mod tests {
             ..config(Mode::Broadcast, 0, 100)
         };
         let mut room = Numbers::new(&config);
-        let mut one = room.room.subscribe();
+        let mut one = room.room.subscribe(Follow::default()).0;
         // Three bytes a frame.
         room.publish(5);
         assert_eq!(take_all(&mut one), [1, 2, 3, 4, 5]);
@@ -481,7 +631,7 @@ mod tests {
         for _ in 0..10 {
             room.publish(1);
         }
-        let mut subscription = room.room.subscribe();
+        let mut subscription = room.room.subscribe(Follow::default()).0;
         let mut pieces = Vec::new();
         while let Poll::Ready(piece) = ask(&mut subscription) {
             pieces.push(piece.unwrap().len());
@@ -493,7 +643,7 @@ mod tests {
     fn in_echo_mode_only_what_was_there_at_the_join_is_replayed() {
         let mut room = Numbers::new(&config(Mode::Echo, 100, 2));
         (0..3).for_each(|_| room.publish(1));
-        let mut subscription = room.room.subscribe();
+        let mut subscription = room.room.subscribe(Follow::default()).0;
         (0..3).for_each(|_| room.publish(1));
         let (mut frames, mut counts) = (Vec::new(), Vec::new());
         while let count @ 1.. = subscription.replay(&mut frames).unwrap() {
@@ -508,9 +658,9 @@ mod tests {
     #[test]
     fn a_sealed_room_takes_nothing_and_gives_the_rest_then_its_end() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 2));
-        let mut live = room.room.subscribe();
+        let mut live = room.room.subscribe(Follow::default()).0;
         (0..5).for_each(|_| room.publish(1));
-        let mut late = room.room.subscribe();
+        let mut late = room.room.subscribe(Follow::default()).0;
         room.room.seal();
         assert!(room.room.deliver(Frames::default()).is_err());
         for subscription in [&mut live, &mut late] {
@@ -591,7 +741,7 @@ mod tests {
                     Step::Trim => room.room.trim_to(room.room.bytes() / 2),
                     Step::Join => {
                         let oldest = room.room.log.lock().history.first();
-                        clients.push((room.room.subscribe(), oldest));
+                        clients.push((room.room.subscribe(Follow::default()).0, oldest));
                     }
                     Step::Ask(_) | Step::Leave(_) if clients.is_empty() => {}
                     Step::Ask(which) => {

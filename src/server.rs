@@ -18,10 +18,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
+use crate::admission::Admission;
 use crate::backend::Backend;
 use crate::config::Config;
+use crate::follower::Follower;
 use crate::http::Http;
 use crate::hub::Hub;
+use crate::message::Format;
+use crate::routes::Routes;
 use crate::session::Session;
 
 /// Connections that wait in the kernel to be accepted.
@@ -41,6 +45,7 @@ pub struct Server {
     refusals: Arc<Semaphore>,
     config: Arc<Config>,
     hub: Arc<Hub>,
+    http: Http,
     draining: CancellationToken,
 }
 
@@ -52,12 +57,24 @@ impl Server {
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         config.validate().map_err(|message| anyhow!(message))?;
         let config = Arc::new(config);
+        let listeners = listen(&config.host, config.port).await?;
+        let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
+        let only_local = addresses.all(|it| it.ip().is_loopback());
+        let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
         let draining = CancellationToken::new();
+        let admission = Admission::new(config.allow_origin.clone(), only_local);
+        let routes = Routes::new(config.clone(), hub.clone(), admission, draining.clone());
         Ok(Self {
-            listeners: listen(&config.host, config.port).await?,
+            listeners,
             places: Arc::new(Semaphore::new(config.max_connections)),
             refusals: Arc::new(Semaphore::new(REFUSALS)),
-            hub: Arc::new(Hub::new(config.clone(), Backend::memory())),
+            http: Http::new(
+                Arc::new(routes),
+                config.open_timeout.get(),
+                config.close_timeout.get(),
+                draining.clone(),
+            ),
+            hub,
             config,
             draining,
         })
@@ -131,8 +148,7 @@ impl Server {
         if !has_place {
             warn!(%peer, "refused: --max-connections is reached");
         }
-        let http = Http::new(self.config.clone(), self.hub.clone(), self.draining.clone());
-        let config = self.config.clone();
+        let (http, config) = (self.http.clone(), self.config.clone());
         connections.spawn(serve(stream, peer, has_place, permit, http, config));
     }
 
@@ -193,13 +209,18 @@ async fn serve(
     config: Arc<Config>,
 ) {
     // In a box of its own, so that a client does not carry the room for it through its life.
-    let Some(upgraded) = Box::pin(http.serve(stream, has_place)).await else {
+    let Some(guest) = Box::pin(http.serve(stream, has_place)).await else {
         return;
     };
-    let span = info_span!("client", %peer, room = upgraded.room);
-    let (stream, ahead, membership) = (upgraded.stream, upgraded.ahead, upgraded.membership);
-    let mut session = Session::new(stream, ahead, membership, config, span);
-    session.run().await;
+    let span = info_span!("client", %peer, room = guest.room);
+    let (stream, membership) = (guest.stream, guest.membership);
+    if membership.subscription.format() == Format::EventStream {
+        let mut follower = Follower::new(stream, guest.head, membership, config, span);
+        Box::pin(follower.run()).await;
+    } else {
+        let mut session = Session::new(stream, guest.ahead, membership, config, span);
+        session.run().await;
+    }
     drop(permit);
 }
 

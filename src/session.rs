@@ -11,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::select;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
-use tracing::{Level, Span, debug, enabled, error, info};
+use tracing::{Level, Span, debug, enabled};
 
 use crate::config::{Config, Mode};
 use crate::disconnect::Disconnect;
+use crate::farewell::Farewell;
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::Membership;
 use crate::message::{Frames, Kind, MessageId};
@@ -48,29 +49,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         config: Arc<Config>,
         span: Span,
     ) -> Self {
-        info!(parent: &span, "client connected");
+        let farewell = Farewell::new(span);
         let now = Instant::now();
         let (interval, timeout) = (config.ping_interval.get(), config.ping_timeout.get());
         let grace = config.write_timeout.get();
         let beats = !interval.is_zero();
         let mut socket = Socket::new(stream, config.clone());
         let mut draft = Draft::default();
-        socket.decode_ahead(ahead, encode(membership.plain(), &mut draft));
+        socket.decode_ahead(ahead, encode(membership.presence.plain(), &mut draft));
         Self {
             socket,
             heartbeat: beats.then(|| Heartbeat::new(interval, timeout, grace, now)),
-            plain: membership.plain().clone(),
+            plain: membership.presence.plain().clone(),
             membership,
             answered: None,
             draft,
             outbox: Vec::new(),
-            farewell: Farewell {
-                span,
-                since: now,
-                received: 0,
-                sent: 0,
-                why: None,
-            },
+            farewell,
             config,
         }
     }
@@ -86,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
-        self.outbox.extend(self.plain.greeting());
+        self.outbox.extend(self.membership.greeting());
         if self.config.mode == Mode::Echo {
             self.replay().await?;
         }
@@ -109,6 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
                     self.farewell.sent += sent?;
                     self.write().await?;
+                    self.ask_for_receipt().await?;
                 }
                 () = alarm.as_mut(), if self.heartbeat.is_some() => {
                     if let Some(due) = self.beat().await? {
@@ -135,6 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// before more is read: one that sends without reading holds up itself.
     async fn publish_draft(&mut self) -> Result<(), Disconnect> {
         self.hear();
+        self.take_receipt();
         let mut audience = 0;
         while let Some(frames) = self.draft.take() {
             audience = self.publish(frames);
@@ -148,6 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
         }
         self.write().await?;
+        self.ask_for_receipt().await?;
         // The others have their turn before more is read: then that is more at once, and their
         // queues do not fill only because a sender is faster than the scheduler.
         for _ in 0..audience / TASKS_PER_YIELD {
@@ -164,14 +162,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             log_each(span, "Received from client", &frames);
         }
         // A sealed room takes nothing; what it holds is still to be written before the end.
-        let Ok(batch) = self.membership.publish(frames) else {
+        let Ok(batch) = self.membership.presence.publish(frames) else {
             return 0;
         };
         match self.config.mode {
             Mode::Echo => {
                 self.farewell.sent += batch.len() as u64;
                 self.answered = Some(batch.last_id());
-                self.outbox.push(batch.frames_from(batch.seqs().start));
+                let format = self.membership.subscription.format();
+                let answer = wire::render(&batch, format, batch.seqs().start);
+                self.outbox.push(answer);
             }
             Mode::Broadcast if enabled!(Level::DEBUG) => {
                 log_each(span, "Broadcasting", batch.frames());
@@ -207,14 +207,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn ping(&mut self) -> Result<(), Disconnect> {
-        // Answers come behind the history.
-        let last = self.answered.or(self.membership.subscription.last());
-        self.outbox.push(wire::ping(last));
-        self.write().await?;
+        self.write_ping().await?;
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.pinged(Instant::now());
         }
         Ok(())
+    }
+
+    /// Writes a ping that names what was written last.
+    async fn write_ping(&mut self) -> Result<(), Disconnect> {
+        // Answers come behind the history.
+        let last = self.answered.or(self.membership.subscription.last());
+        self.outbox.push(wire::ping(last));
+        self.write().await
+    }
+
+    /// Has the client say what it has, where a publisher waits for that. The heartbeat knows nothing
+    /// of it: or a client that is dead would never be found out while somebody asks for it.
+    async fn ask_for_receipt(&mut self) -> Result<(), Disconnect> {
+        if self.membership.subscription.take_asked() {
+            self.write_ping().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the client's last pong for what it is: a receipt for all messages up to the one named.
+    fn take_receipt(&mut self) {
+        let Some(pong) = self.socket.take_pong() else {
+            return;
+        };
+        if let Ok(Ok(id)) = std::str::from_utf8(&pong).map(str::parse) {
+            self.membership.subscription.acknowledge(id);
+        }
     }
 
     /// Gives the client up, unless its answer arrived while we were busy and is still to be read.
@@ -265,41 +289,6 @@ const TASKS_PER_YIELD: usize = 61;
 /// A list that grew longer than this in a burst is cut back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
-/// What the log says of a client when it is gone, whichever way it goes.
-#[derive(Debug)]
-struct Farewell {
-    span: Span,
-    since: Instant,
-    received: u64,
-    sent: u64,
-    why: Option<Disconnect>,
-}
-
-impl Drop for Farewell {
-    fn drop(&mut self) {
-        let Self {
-            span,
-            since,
-            received,
-            sent,
-            why,
-        } = self;
-        let seconds = format_args!("{:.3}", since.elapsed().as_secs_f64());
-        match why {
-            Some(why) => {
-                let code = why.close_code();
-                info!(parent: &*span, code, %seconds, received, sent, "client left: {why}");
-            }
-            None if std::thread::panicking() => {
-                error!(parent: &*span, %seconds, received, sent, "client dropped: the server failed");
-            }
-            None => {
-                info!(parent: &*span, %seconds, received, sent, "client dropped: time to drain is over");
-            }
-        }
-    }
-}
-
 /// The beginning of a message for the log, on one line whatever the client sent.
 struct Excerpt<'a>(Kind, &'a [u8]);
 
@@ -331,6 +320,7 @@ mod tests {
     use crate::backend::Backend;
     use crate::config::Time;
     use crate::hub::Hub;
+    use crate::room::Follow;
 
     const CLOSE: u8 = 0x88;
     const PING: u8 = 0x89;
@@ -362,7 +352,7 @@ mod tests {
         /// A session in the default room, whose socket holds so many bytes on their way.
         async fn join(hub: &Arc<Hub>, config: &Arc<Config>, window: usize) -> Self {
             let (stream, theirs) = duplex(window);
-            let membership = hub.join("/").unwrap();
+            let membership = hub.join("/", Follow::default()).unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
             let mut session = Session::new(theirs, ahead, membership, config.clone(), span);
             Self {
@@ -419,12 +409,15 @@ mod tests {
 
     /// Publishes `count` messages of `size` bytes, each alone.
     fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
-        let publisher = hub.join("/").unwrap();
+        let publisher = hub.join("/", Follow::default()).unwrap();
         for _ in 0..count {
             let mut draft = Draft::default();
             let payload = vec![7; size];
-            publisher.plain().encode(Kind::Binary, &payload, &mut draft);
-            publisher.publish(draft.take().unwrap()).unwrap();
+            publisher
+                .presence
+                .plain()
+                .encode(Kind::Binary, &payload, &mut draft);
+            publisher.presence.publish(draft.take().unwrap()).unwrap();
         }
     }
 
@@ -473,7 +466,7 @@ mod tests {
     async fn a_client_busy_with_our_backlog_stays_and_is_pinged_behind_it() {
         let (hub, config) = hub(|_| {});
         // Or the room would be forgotten with its publisher.
-        let _room = hub.join("/").unwrap();
+        let _room = hub.join("/", Follow::default()).unwrap();
         publish(&hub, 100, 1000);
         let mut peer = Peer::join(&hub, &config, 64).await;
         for _ in 0..100 {
@@ -564,7 +557,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_echo_client_gets_all_of_the_history_before_its_answers() {
         let (hub, config) = hub(|config| config.mode = Mode::Echo);
-        let _room = hub.join("/").unwrap();
+        let _room = hub.join("/", Follow::default()).unwrap();
         publish(&hub, 20, 100);
         let mut peer = Peer::join(&hub, &config, 64).await;
         peer.stream.write_all(&text("answer me")).await.unwrap();
@@ -578,7 +571,7 @@ mod tests {
     async fn an_idle_client_costs_little() {
         let (hub, config) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
-        let membership = hub.join("/").unwrap();
+        let membership = hub.join("/", Follow::default()).unwrap();
         let mut session = Session::new(theirs, Vec::new(), membership, config, Span::none());
         let size = size_of_val(&session) + size_of_val(&session.run());
         assert!(size <= 2048, "a session has {size} bytes");

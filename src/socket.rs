@@ -7,6 +7,7 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -73,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         self.decoder.decode(&mut ahead, &mut sink);
     }
 
-    /// Gives `sink` the messages of the next read that brings any.
+    /// Gives `sink` the messages of the next read that brings any, or a pong.
     ///
     /// # Errors
     /// Why there will be no more, once all messages before that were given.
@@ -96,7 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     false => READ_OF_SMALL_MESSAGES,
                 };
             }
-            if messages > 0 {
+            if messages > 0 || self.decoder.has_pong() {
                 return Poll::Ready(Ok(()));
             }
             if let Some(why) = self.decoder.take_end() {
@@ -165,6 +166,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         self.turn >= self.read_size
     }
 
+    /// The payload of the last pong that was read, once.
+    pub fn take_pong(&mut self) -> Option<Bytes> {
+        self.decoder.take_pong()
+    }
+
     /// Whether anything came from the client since this was asked last.
     pub fn heard(&mut self) -> bool {
         mem::take(&mut self.heard)
@@ -181,25 +187,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             frames.insert(0, mem::take(answers).into());
         }
         self.torn = true;
-        let mut waited = false;
-        let mut rest = frames.as_mut_slice();
-        while !rest.is_empty() {
-            // At first without the cost of a timer.
-            let once = poll_fn(|cx| Poll::Ready(poll_write(&mut self.stream, cx, rest))).await;
-            let written = match once {
-                Poll::Ready(written) => written,
-                Poll::Pending => {
-                    // Unless it is our own scheduler that wants a pause.
-                    waited |= has_budget_remaining();
-                    let write = poll_fn(|cx| poll_write(&mut self.stream, cx, rest));
-                    let written = timeout(self.config.write_timeout.get(), write).await;
-                    written.map_err(|_| Disconnect::Stalled)?
-                }
-            };
-            rest = advance(rest, written.map_err(Disconnect::Transport)?);
-        }
+        let waited = write(&mut self.stream, frames, self.config.write_timeout.get()).await?;
         self.torn = false;
-        frames.clear();
         Ok(waited)
     }
 
@@ -240,6 +229,37 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     if stream.shutdown().await.is_ok() {
         tokio::io::copy(stream, &mut tokio::io::sink()).await.ok();
     }
+}
+
+/// Writes and removes all of `frames`, in as few writes as possible; returns whether the peer kept
+/// them waiting.
+///
+/// # Errors
+/// [`Disconnect::Stalled`] when the peer took nothing for so long, and [`Disconnect::Transport`].
+pub async fn write<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    frames: &mut Vec<Bytes>,
+    patience: Duration,
+) -> Result<bool, Disconnect> {
+    let mut waited = false;
+    let mut rest = frames.as_mut_slice();
+    while !rest.is_empty() {
+        // At first without the cost of a timer.
+        let once = poll_fn(|cx| Poll::Ready(poll_write(stream, cx, rest))).await;
+        let written = match once {
+            Poll::Ready(written) => written,
+            Poll::Pending => {
+                // Unless it is our own scheduler that wants a pause.
+                waited |= has_budget_remaining();
+                let write = poll_fn(|cx| poll_write(stream, cx, rest));
+                let written = timeout(patience, write).await;
+                written.map_err(|_| Disconnect::Stalled)?
+            }
+        };
+        rest = advance(rest, written.map_err(Disconnect::Transport)?);
+    }
+    frames.clear();
+    Ok(waited)
 }
 
 /// Hands `frames` to the kernel, as many at once as it takes.

@@ -1,15 +1,19 @@
-//! How events look on a WebSocket: the plain format, and the control frames that are ours to send.
+//! How events look: the plain format and JSON on a WebSocket, Server-Sent Events, and the control
+//! frames that are ours to send.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::mem;
 
 use bytes::Bytes;
+use data_encoding::BASE64;
+use serde::Serialize;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
 use crate::config::Config;
-use crate::message::{Frames, Kind, Mark};
+use crate::message::{Batch, Format, Frames, Kind, Mark, Rendition};
 
 /// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
 #[derive(Debug)]
@@ -99,6 +103,157 @@ impl Draft {
         }
         Frames::new(bytes.into(), marks)
     }
+}
+
+/// The subprotocol of the JSON format, as `Sec-WebSocket-Protocol` names it.
+pub const JSON_PROTOCOL: &str = "wscast.v1.json";
+
+/// The messages of `batch` from sequence number `from` on.
+pub fn render(batch: &Batch, format: Format, from: u64) -> Bytes {
+    let encode: fn(&Event<'_>, &mut Vec<u8>) = match format {
+        Format::Plain => return batch.frames_from(from),
+        Format::Json => encode_json,
+        Format::EventStream => encode_sse,
+    };
+    let rendition = batch.rendition(format, || {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(batch.len()));
+        for event in messages(batch) {
+            encode(&event, &mut bytes);
+            ends.push(bytes.len());
+        }
+        bytes.shrink_to_fit();
+        Rendition {
+            bytes: bytes.into(),
+            ends,
+        }
+    });
+    match from.saturating_sub(batch.seqs().start) as usize {
+        0 => rendition.bytes.clone(),
+        skipped => rendition.bytes.slice(rendition.ends[skipped - 1]..),
+    }
+}
+
+/// An event in a format that is not the plain one.
+pub fn render_event(event: &Event<'_>, format: Format) -> Bytes {
+    let mut bytes = Vec::new();
+    match format {
+        Format::Plain => {}
+        Format::Json => encode_json(event, &mut bytes),
+        Format::EventStream => encode_sse(event, &mut bytes),
+    }
+    bytes.into()
+}
+
+/// What happens in a room, as a client is told that knows ids.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Event<'a> {
+    /// The first event.
+    Welcome {
+        /// The greeting; may be empty.
+        text: &'a str,
+        /// The name of the room.
+        room: &'a str,
+        /// `echo` or `broadcast`.
+        mode: &'a str,
+        /// The newest message of the room when the client joined, if there ever was one.
+        last_id: Option<String>,
+        /// Whether what follows is, provably, all that came after the id the client asked with.
+        resumed: bool,
+        /// How many messages after that id are gone; none where nobody knows.
+        missed: Option<u64>,
+    },
+    /// A message, as its sender sent it.
+    Message {
+        /// Its id.
+        id: String,
+        /// When it was published (RFC 3339, UTC, milliseconds).
+        time: String,
+        /// What it says, if it is a text.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        text: Option<Cow<'a, str>>,
+        /// Its bytes in base64, if it is binary.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        binary: Option<String>,
+    },
+    /// Messages are missing here.
+    Gap {
+        /// How many; none where nobody knows.
+        missed: Option<u64>,
+    },
+}
+
+/// The messages of `batch`, in order.
+pub fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
+    let time = humantime::format_rfc3339_millis(batch.time()).to_string();
+    batch
+        .seqs()
+        .zip(batch.frames().payloads())
+        .map(move |(seq, (kind, payload))| {
+            let is_text = kind == Kind::Text;
+            Event::Message {
+                id: batch.id(seq).to_string(),
+                time: time.clone(),
+                text: is_text.then(|| String::from_utf8_lossy(payload)),
+                binary: (!is_text).then(|| BASE64.encode(payload)),
+            }
+        })
+}
+
+/// Appends `event` as one WebSocket text message.
+fn encode_json(event: &Event<'_>, frames: &mut Vec<u8>) {
+    encode(Data::Text, "", json(event).as_bytes(), frames);
+}
+
+/// `event` as a JSON object on one line.
+pub fn json(event: &Event<'_>) -> String {
+    serde_json::to_string(event).expect("an event has string keys, and a String takes every write")
+}
+
+/// Appends `event` as Server-Sent Events have it (WHATWG HTML, section 9.2.5); a greeting is a
+/// comment.
+fn encode_sse(event: &Event<'_>, stream: &mut Vec<u8>) {
+    let mut line = |field: &str, value: &str| {
+        stream.extend_from_slice(field.as_bytes());
+        stream.extend_from_slice(value.as_bytes());
+        stream.push(b'\n');
+    };
+    match event {
+        Event::Welcome { text, .. } => sse_lines(text).for_each(|text| line(": ", text)),
+        Event::Message {
+            id, text, binary, ..
+        } => {
+            line("id: ", id);
+            if let Some(text) = text {
+                sse_lines(text).for_each(|text| line("data: ", text));
+            }
+            if let Some(base64) = binary {
+                line("event: ", "binary");
+                line("data: ", base64);
+            }
+        }
+        Event::Gap { missed } => {
+            let missed = missed.map_or("null".into(), |it| it.to_string());
+            line("event: ", "gap");
+            line("data: ", &format!("{{\"missed\":{missed}}}"));
+        }
+    }
+    stream.push(b'\n');
+}
+
+/// The lines of a text, ended as Server-Sent Events know it: LF, CR, or both; the last may be empty.
+fn sse_lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = text.find(['\n', '\r']) else {
+            rest = None;
+            return Some(text);
+        };
+        let behind = &text[end..];
+        rest = Some(behind.strip_prefix("\r\n").unwrap_or(&behind[1..]));
+        Some(&text[..end])
+    })
 }
 
 /// A ping that carries the name of what was written before it; empty where nothing was.

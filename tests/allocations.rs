@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use wscast::config::{Config, Mode};
 use wscast::message::Kind;
-use wscast::room::{Room, Subscription};
+use wscast::room::{Follow, Room, Subscription};
 use wscast::wire::{Draft, Plain};
 
 #[global_allocator]
@@ -24,7 +24,9 @@ fn allocations_of_a_message(clients: usize) -> usize {
     };
     let plain = Plain::new(&config);
     let room = Arc::new(Room::new(&config, 1, Arc::default()));
-    let mut subscriptions: Vec<Subscription> = (0..clients).map(|_| room.subscribe()).collect();
+    let mut subscriptions: Vec<Subscription> = (0..clients)
+        .map(|_| room.subscribe(Follow::default()).0)
+        .collect();
     let mut draft = Draft::default();
     let mut allocations = 0;
     // The first rounds set the queues up.

@@ -27,8 +27,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 /// A browser of its own, with an empty profile. It ends when this is dropped.
 pub(crate) struct Browser {
     client: Client,
-    /// Chromium dies with its driver.
-    _driver: Child,
+    _driver: Driver,
     profile: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -44,7 +43,8 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            .kill_on_drop(true);
+            // With Chromium and all that it starts, so that they can be ended together.
+            .process_group(0);
         let (Ok(mut driver), true) = (command.spawn(), Path::new("/usr/bin/chromium").exists())
         else {
             assert!(
@@ -56,7 +56,9 @@ impl Browser {
             std::io::stderr().write_all(line).unwrap();
             return None;
         };
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let stdout = driver.stdout.take().unwrap();
+        let driver = Driver(driver);
+        let mut lines = BufReader::new(stdout).lines();
         let port = async {
             loop {
                 let line = lines.next_line().await.unwrap().expect("a port");
@@ -124,6 +126,18 @@ impl Browser {
         paths
             .filter(|it| it.extension().is_some_and(|it| it == "txt"))
             .collect()
+    }
+}
+
+/// The process that drives Chromium.
+struct Driver(Child);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let group = self.0.id().expect("nobody has waited for it");
+        let mut kill = std::process::Command::new("kill");
+        kill.args(["-KILL", "--", &format!("-{group}")]);
+        kill.status().expect("kill is there");
     }
 }
 

@@ -1,0 +1,59 @@
+//! What the log says of a client when it is gone.
+
+use tokio::time::Instant;
+use tracing::{Span, error, info};
+
+use crate::disconnect::Disconnect;
+
+/// What the log says of a client when it is gone, whichever way it goes.
+#[derive(Debug)]
+pub struct Farewell {
+    /// What tells its log lines from others'.
+    pub span: Span,
+    since: Instant,
+    /// Messages that came from it.
+    pub received: u64,
+    /// Messages that were to go to it.
+    pub sent: u64,
+    /// Why it is gone, once it is.
+    pub why: Option<Disconnect>,
+}
+
+impl Farewell {
+    /// Says that a client has come, and will say when it is gone.
+    pub fn new(span: Span) -> Self {
+        info!(parent: &span, "client connected");
+        Self {
+            span,
+            since: Instant::now(),
+            received: 0,
+            sent: 0,
+            why: None,
+        }
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let Self {
+            span,
+            since,
+            received,
+            sent,
+            why,
+        } = self;
+        let seconds = format_args!("{:.3}", since.elapsed().as_secs_f64());
+        match why {
+            Some(why) => {
+                let code = why.close_code();
+                info!(parent: &*span, code, %seconds, received, sent, "client left: {why}");
+            }
+            None if std::thread::panicking() => {
+                error!(parent: &*span, %seconds, received, sent, "client dropped: the server failed");
+            }
+            None => {
+                info!(parent: &*span, %seconds, received, sent, "client dropped: time to drain is over");
+            }
+        }
+    }
+}

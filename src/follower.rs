@@ -1,0 +1,114 @@
+//! A follower: one stream of Server-Sent Events, from its head to its end (WHATWG HTML, section 9.2).
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::OptionFuture;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::select;
+use tokio::time::{Instant, Interval, interval_at, timeout};
+use tracing::Span;
+
+use crate::config::{Config, Time};
+use crate::disconnect::Disconnect;
+use crate::farewell::Farewell;
+use crate::hub::Membership;
+use crate::message::Format;
+use crate::socket::{linger, write};
+use crate::wire::{self, Event};
+
+/// One client that listens: the one task that writes to it.
+#[derive(Debug)]
+pub struct Follower<S> {
+    config: Arc<Config>,
+    stream: S,
+    membership: Membership,
+    /// To be written.
+    outbox: Vec<Bytes>,
+    farewell: Farewell,
+}
+
+/// What keeps proxies from taking a quiet stream for a dead one.
+const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
+
+/// The last words to those whom the server leaves: come back in a second.
+const COME_BACK: Bytes = Bytes::from_static(b"retry: 1000\n\n");
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
+    /// A follower whose request is answered with `head`.
+    pub fn new(
+        stream: S,
+        head: Bytes,
+        membership: Membership,
+        config: Arc<Config>,
+        span: Span,
+    ) -> Self {
+        Self {
+            config,
+            stream,
+            membership,
+            outbox: vec![head],
+            farewell: Farewell::new(span),
+        }
+    }
+
+    /// Serves the client to its end.
+    pub async fn run(&mut self) {
+        let Err(why) = self.serve().await;
+        self.membership.subscription.leave();
+        let why = self.farewell.why.insert(why);
+        if matches!(why, Disconnect::ShuttingDown) {
+            let close = async {
+                let mut last = vec![COME_BACK];
+                let patience = self.config.write_timeout.get();
+                if write(&mut self.stream, &mut last, patience).await.is_ok() {
+                    linger(&mut self.stream).await;
+                }
+            };
+            timeout(self.config.close_timeout.get(), close).await.ok();
+        }
+    }
+
+    async fn serve(&mut self) -> Result<Infallible, Disconnect> {
+        self.outbox.extend(self.membership.greeting());
+        let missed = self.membership.start.missed;
+        if missed != Some(0) {
+            let gap = wire::render_event(&Event::Gap { missed }, Format::EventStream);
+            self.outbox.push(gap);
+        }
+        self.write().await?;
+
+        let pause = self.config.ping_interval;
+        let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
+        let mut beats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
+        let mut unheard = [0; 64];
+        loop {
+            select! {
+                sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
+                    self.farewell.sent += sent?;
+                    self.write().await?;
+                }
+                Some(_) = OptionFuture::from(beats.as_mut().map(Interval::tick)) => {
+                    self.outbox.push(HEARTBEAT);
+                    self.write().await?;
+                }
+                // Nothing more is to come from the client but its end.
+                read = self.stream.read(&mut unheard) => match read {
+                    Ok(0) => return Err(Disconnect::Transport(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(_) => {}
+                    Err(error) => return Err(Disconnect::Transport(error)),
+                }
+            }
+        }
+    }
+
+    /// Writes the outbox.
+    async fn write(&mut self) -> Result<(), Disconnect> {
+        let patience = self.config.write_timeout.get();
+        write(&mut self.stream, &mut self.outbox, patience).await?;
+        Ok(())
+    }
+}

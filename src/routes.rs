@@ -1,0 +1,571 @@
+//! What a request is answered: the routes, and what each of them wants.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::response::Builder;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use tungstenite::handshake::derive_accept_key;
+
+use crate::admission::Admission;
+use crate::config::{Config, Mode, Time};
+use crate::hub::{Hub, JoinError, Membership};
+use crate::message::{Format, Kind, MessageId};
+use crate::page::{self, NO_SNIFFING};
+use crate::room::Follow;
+use crate::wire::{self, Draft, JSON_PROTOCOL};
+
+/// The longest name of a room, in bytes of the path as it was sent.
+const ROOM_NAME_MAX: usize = 256;
+
+/// Paths that are no rooms.
+const HEALTH: &str = "/healthz";
+const METRICS: &str = "/metrics";
+
+/// How long somebody who publishes may wait for receipts, and does where nothing else is said.
+const RECEIPT_WAIT_MAX: Duration = Duration::from_secs(60);
+const RECEIPT_WAIT: Duration = Duration::from_secs(10);
+
+/// What is there to answer from.
+#[derive(Debug)]
+pub struct Routes {
+    config: Arc<Config>,
+    hub: Arc<Hub>,
+    admission: Admission,
+    draining: CancellationToken,
+}
+
+/// What a request is answered.
+#[derive(Debug)]
+pub enum Answer {
+    /// This, and that is all.
+    Response(hyper::http::Result<Response<Full<Bytes>>>),
+    /// The client follows a room from now on.
+    Join(Box<Join>),
+}
+
+/// How a client begins to follow a room.
+#[derive(Debug)]
+pub struct Join {
+    /// The answer to begin with, which has no body of its own.
+    pub response: hyper::http::Result<Response<Full<Bytes>>>,
+    /// The name of the room.
+    pub room: String,
+    /// Its place in the room.
+    pub membership: Membership,
+}
+
+impl Routes {
+    /// Routes into the rooms of `hub` for those whom `admission` lets in.
+    pub fn new(
+        config: Arc<Config>,
+        hub: Arc<Hub>,
+        admission: Admission,
+        draining: CancellationToken,
+    ) -> Self {
+        Self {
+            config,
+            hub,
+            admission,
+            draining,
+        }
+    }
+
+    /// Answers `request`; calls `answering` once all of it is there, with the time that the answer
+    /// may take. Where there is no `place` left, nobody is let in.
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        place: bool,
+        answering: impl Fn(Duration),
+    ) -> Answer {
+        let path = request.uri().path();
+        if path == HEALTH {
+            return Answer::Response(self.health(request.method()));
+        }
+        if !place {
+            let refusal = Refusal::unavailable("no place left, try again later");
+            return Answer::Response(refusal.into_response(Response::builder()));
+        }
+        // The page is for everybody: it is what it does then that is looked at.
+        if matches!(*request.method(), Method::GET | Method::HEAD) && wants(&request) == Want::Page
+        {
+            return Answer::Response(match check_path(path) {
+                Ok(()) => page::respond(request.headers()),
+                Err(refusal) => refusal.into_response(Response::builder()),
+            });
+        }
+        let mut builder = Response::builder();
+        match self.admission.check(request.headers()) {
+            Ok(None) => {}
+            Ok(Some(origin)) => {
+                builder = builder
+                    .header(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin)
+                    .header(header::VARY, "Origin");
+            }
+            Err(refused) => {
+                warn!("refused: {refused}");
+                let refusal = Refusal::new(StatusCode::FORBIDDEN, refused.to_string());
+                return Answer::Response(refusal.into_response(builder));
+            }
+        }
+        self.route(request, builder, answering).await
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        builder: Builder,
+        answering: impl Fn(Duration),
+    ) -> Answer {
+        let refused = |refusal: Refusal, builder| Answer::Response(refusal.into_response(builder));
+        if let Err(refusal) = check_path(request.uri().path()) {
+            return refused(refusal, builder);
+        }
+        let path = request.uri().path().to_owned();
+        let joined = match (request.method(), wants(&request)) {
+            (&Method::GET, Want::WebSocket) => self.upgrade(&request),
+            (&Method::GET, Want::Events) => self.events(&request),
+            (&Method::GET, Want::History) => {
+                return match self.history(&request) {
+                    Ok((body, resumed)) => {
+                        let resumed = if resumed { "true" } else { "false" };
+                        let builder = builder
+                            .header(RESUMED, resumed)
+                            .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESUMED);
+                        Answer::Response(respond_json(builder, body))
+                    }
+                    Err(refusal) => refused(refusal, builder),
+                };
+            }
+            (&Method::OPTIONS, _) if is_preflight(request.headers()) => {
+                let response = builder
+                    .status(StatusCode::NO_CONTENT)
+                    .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")
+                    .header(
+                        header::ACCESS_CONTROL_ALLOW_HEADERS,
+                        "content-type, last-event-id",
+                    )
+                    .header(header::ACCESS_CONTROL_MAX_AGE, "600")
+                    .header(header::CONNECTION, "close");
+                return Answer::Response(response.body(Full::default()));
+            }
+            (&Method::POST, _) if self.config.mode == Mode::Broadcast => {
+                return match self.publish(request, answering).await {
+                    Ok(body) => {
+                        let builder = builder.status(StatusCode::CREATED);
+                        Answer::Response(respond_json(builder, body.to_string()))
+                    }
+                    Err(refusal) => refused(refusal, builder),
+                };
+            }
+            (method, _) => return refused(self.not_allowed(method), builder),
+        };
+        match joined {
+            Ok((response, membership)) => Answer::Join(Box::new(Join {
+                response: respond(builder, response),
+                room: path,
+                membership,
+            })),
+            Err(refusal) => refused(refusal, builder),
+        }
+    }
+
+    fn not_allowed(&self, method: &Method) -> Refusal {
+        let (reason, allow) = match (self.config.mode, method) {
+            (Mode::Echo, &Method::POST) => (
+                "nobody follows a room of an echo server: start it with --mode broadcast",
+                "GET, HEAD",
+            ),
+            (Mode::Echo, _) => ("use GET", "GET, HEAD"),
+            (Mode::Broadcast, _) => ("use GET or POST", "GET, HEAD, POST"),
+        };
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason).with(header::ALLOW, allow)
+    }
+
+    /// Lets a client in that asks for a WebSocket.
+    fn upgrade(&self, request: &Request<Incoming>) -> Result<(Head, Membership), Refusal> {
+        let accept = check_handshake(request)?;
+        let headers = request.headers();
+        let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
+        let follow = Follow {
+            format: if json { Format::Json } else { Format::Plain },
+            since: Query::of(request).since()?,
+        };
+        let membership = self.hub.join(request.uri().path(), follow)?;
+        let mut head = vec![
+            (header::CONNECTION, "Upgrade".into()),
+            (header::UPGRADE, "websocket".into()),
+            (header::SEC_WEBSOCKET_ACCEPT, accept.into()),
+        ];
+        if json {
+            head.push((header::SEC_WEBSOCKET_PROTOCOL, JSON_PROTOCOL.into()));
+        }
+        Ok(((StatusCode::SWITCHING_PROTOCOLS, head), membership))
+    }
+
+    /// Lets a client in that asks for Server-Sent Events (WHATWG HTML, section 9.2).
+    fn events(&self, request: &Request<Incoming>) -> Result<(Head, Membership), Refusal> {
+        // What an EventSource has seen since it asked first.
+        let seen = request.headers().get("last-event-id");
+        let since = match seen.filter(|id| !id.is_empty()) {
+            Some(id) => Some(parse_id(
+                &String::from_utf8_lossy(id.as_bytes()),
+                "Last-Event-ID",
+            )?),
+            None => Query::of(request).since()?,
+        };
+        let format = Format::EventStream;
+        let membership = self
+            .hub
+            .join(request.uri().path(), Follow { format, since })?;
+        let head = vec![
+            (header::CONTENT_TYPE, "text/event-stream".into()),
+            (header::CACHE_CONTROL, "no-store".into()),
+            // Or nginx holds back what it thinks is not worth sending yet.
+            (HeaderName::from_static("x-accel-buffering"), "no".into()),
+            (header::CONNECTION, "close".into()),
+        ];
+        Ok(((StatusCode::OK, head), membership))
+    }
+
+    /// The history of a room as a JSON array, and whether nothing is missing after `since`.
+    fn history(&self, request: &Request<Incoming>) -> Result<(String, bool), Refusal> {
+        let query = Query::of(request);
+        let (since, limit) = (query.since()?, query.limit()?);
+        let Some((batches, start)) = self.hub.history(request.uri().path(), since) else {
+            return Ok(("[]".into(), false));
+        };
+        let messages = batches.iter().flat_map(|batch| {
+            let skipped = start.next.saturating_sub(batch.seqs().start);
+            wire::messages(batch).skip(skipped as usize)
+        });
+        let mut body = String::from("[");
+        for (number, message) in messages.take(limit).enumerate() {
+            body.push_str(if number == 0 { "\n" } else { ",\n" });
+            body.push_str(&wire::json(&message));
+        }
+        body.push_str("\n]\n");
+        Ok((body, start.resumed))
+    }
+
+    /// Publishes the body of `request`, and waits for receipts if it asks for them.
+    async fn publish(
+        &self,
+        request: Request<Incoming>,
+        answering: impl Fn(Duration),
+    ) -> Result<Value, Refusal> {
+        let (head, body) = request.into_parts();
+        let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
+        let body = self.read(body).await?;
+        answering(wait.unwrap_or_default());
+        let kind = kind_of(head.headers.get(header::CONTENT_TYPE), &body)?;
+
+        let presence = self.hub.enter(head.uri.path())?;
+        let mut draft = Draft::default();
+        presence.plain().encode(kind, &body, &mut draft);
+        let frames = draft.take().expect("it was encoded just now");
+        let batch = presence.publish(frames).map_err(|_| JoinError::Sealed)?;
+        let id = batch.last_id();
+        let Some(wait) = wait else {
+            let clients = presence.room().clients();
+            return Ok(json!({"id": id.to_string(), "clients": clients}));
+        };
+        let receipts = presence.room().ask_receipts(id.seq);
+        let clients = receipts.clients();
+        let delivered = receipts.collect(wait).await;
+        Ok(json!({"id": id.to_string(), "clients": clients, "delivered": delivered}))
+    }
+
+    async fn read(&self, body: Incoming) -> Result<Bytes, Refusal> {
+        let limit = self.config.max_message_size.bytes();
+        let too_big = || {
+            let reason = format!("a message has at most {limit} bytes: see --max-message-size");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
+        };
+        // Before the client is told to go on, if it waits for that.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_big());
+        }
+        match Limited::new(body, limit).collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_big()),
+            Err(_) => Err(Refusal::bad("the body is malformed, or ends too early")),
+        }
+    }
+
+    fn health(&self, method: &Method) -> hyper::http::Result<Response<Full<Bytes>>> {
+        let builder = Response::builder();
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use GET");
+            return refusal
+                .with(header::ALLOW, "GET, HEAD")
+                .into_response(builder);
+        }
+        if self.draining.is_cancelled() {
+            return Refusal::unavailable("the server is shutting down").into_response(builder);
+        }
+        builder
+            .header(header::CONTENT_TYPE, TEXT)
+            .header(header::CONNECTION, "close")
+            .body("ok".into())
+    }
+}
+
+/// Status and fields of a response without a body.
+type Head = (StatusCode, Vec<(HeaderName, Cow<'static, str>)>);
+
+fn respond(builder: Builder, (status, fields): Head) -> hyper::http::Result<Response<Full<Bytes>>> {
+    let builder = builder.status(status);
+    fields
+        .iter()
+        .fold(builder, |builder, (name, value)| {
+            builder.header(name, &**value)
+        })
+        .body(Full::default())
+}
+
+fn respond_json(builder: Builder, body: String) -> hyper::http::Result<Response<Full<Bytes>>> {
+    builder
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CACHE_CONTROL, "no-store")
+        .header(NO_SNIFFING.0, NO_SNIFFING.1)
+        .header(header::CONNECTION, "close")
+        .body(body.into())
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Whether a history begins right behind the id that was asked for.
+const RESUMED: &str = "wscast-resumed";
+
+/// What somebody wants who asks for a room with GET.
+#[derive(Debug, PartialEq, Eq)]
+enum Want {
+    WebSocket,
+    Events,
+    History,
+    Page,
+}
+
+fn wants(request: &Request<Incoming>) -> Want {
+    let headers = request.headers();
+    if has_token(headers, header::UPGRADE, "websocket") {
+        Want::WebSocket
+    } else if has_token(headers, header::ACCEPT, "text/event-stream") {
+        Want::Events
+    } else if Query::of(request).get("history").is_some() {
+        Want::History
+    } else {
+        Want::Page
+    }
+}
+
+fn is_preflight(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN)
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Whether `path` may name a room.
+fn check_path(path: &str) -> Result<(), Refusal> {
+    if path == METRICS {
+        let reason = "this path is reserved, and no room";
+        return Err(Refusal::new(StatusCode::NOT_FOUND, reason));
+    }
+    if !path.starts_with('/') {
+        return Err(Refusal::bad("a path begins with /"));
+    }
+    if path.len() > ROOM_NAME_MAX {
+        let reason = "the name of a room has at most 256 bytes";
+        return Err(Refusal::new(StatusCode::URI_TOO_LONG, reason));
+    }
+    Ok(())
+}
+
+/// Whether a body that is a message is text or binary, by its type and, where that does not say, by
+/// itself.
+fn kind_of(content_type: Option<&HeaderValue>, body: &[u8]) -> Result<Kind, Refusal> {
+    let name = content_type.and_then(|it| it.to_str().ok());
+    let name = name.and_then(|it| it.split(';').next()).unwrap_or_default();
+    let name = name.trim().to_ascii_lowercase();
+    let is_text = std::str::from_utf8(body).is_ok();
+    if name == "application/octet-stream" {
+        return Ok(Kind::Binary);
+    }
+    let says_text =
+        name.starts_with("text/") || name == "application/json" || name.ends_with("+json");
+    match (says_text, is_text) {
+        (_, true) => Ok(Kind::Text),
+        (false, false) => Ok(Kind::Binary),
+        (true, false) => Err(Refusal::bad(
+            "the text is not UTF-8: send it so, or as application/octet-stream",
+        )),
+    }
+}
+
+/// The query of a request: `since`, `limit`, `wait`, `timeout`, `history`; others are ignored.
+struct Query<'a>(&'a str);
+
+impl<'a> Query<'a> {
+    fn of(request: &'a Request<Incoming>) -> Self {
+        Self(request.uri().query().unwrap_or_default())
+    }
+
+    fn get(&self, name: &str) -> Option<Cow<'a, str>> {
+        form_urlencoded::parse(self.0.as_bytes())
+            .find(|(it, _)| it == name)
+            .map(|(_, value)| value)
+    }
+
+    /// The last message that the client has.
+    fn since(&self) -> Result<Option<MessageId>, Refusal> {
+        let since = self.get("since");
+        since.map(|id| parse_id(&id, "since")).transpose()
+    }
+
+    /// How many messages it wants at most.
+    fn limit(&self) -> Result<usize, Refusal> {
+        match self.get("limit").map(|limit| limit.parse()) {
+            None => Ok(usize::MAX),
+            Some(Ok(limit)) if limit > 0 => Ok(limit),
+            Some(_) => Err(Refusal::bad("limit is not a number from 1")),
+        }
+    }
+
+    /// How long it waits for receipts, if it does.
+    fn wait(&self) -> Result<Option<Duration>, Refusal> {
+        match self.get("wait").as_deref() {
+            None => return Ok(None),
+            Some("delivered") => {}
+            Some(_) => return Err(Refusal::bad("wait can be delivered, and nothing else")),
+        }
+        let Some(timeout) = self.get("timeout") else {
+            return Ok(Some(RECEIPT_WAIT));
+        };
+        match timeout.parse::<Time>() {
+            Ok(time) if time.get() <= RECEIPT_WAIT_MAX => Ok(Some(time.get())),
+            _ => Err(Refusal::bad(
+                "timeout is not a time of at most a minute: write seconds (5) or a unit (500ms)",
+            )),
+        }
+    }
+}
+
+fn parse_id(id: &str, name: &str) -> Result<MessageId, Refusal> {
+    id.parse()
+        .map_err(|error| Refusal::bad(format!("{name}: {error}")))
+}
+
+/// Checks an opening handshake (RFC 6455, section 4.2.1); returns what `Sec-WebSocket-Accept` has to
+/// say.
+fn check_handshake(request: &Request<Incoming>) -> Result<String, Refusal> {
+    let headers = request.headers();
+    if request.version() != Version::HTTP_11 {
+        return Err(Refusal::bad("a WebSocket handshake needs HTTP/1.1"));
+    }
+    if !has_token(headers, header::CONNECTION, "upgrade") {
+        return Err(Refusal::bad(
+            "a WebSocket handshake needs the header Connection: Upgrade",
+        ));
+    }
+    if !request.body().is_end_stream() {
+        return Err(Refusal::bad("a WebSocket handshake has no body"));
+    }
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
+        return Err(
+            Refusal::new(StatusCode::UPGRADE_REQUIRED, "use WebSocket version 13")
+                .with(header::SEC_WEBSOCKET_VERSION, "13"),
+        );
+    }
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else {
+        return Err(Refusal::bad(
+            "a WebSocket handshake needs one Sec-WebSocket-Key",
+        ));
+    };
+    if BASE64.decode(key.as_bytes()).map_or(0, |nonce| nonce.len()) != 16 {
+        return Err(Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64"));
+    }
+    Ok(derive_accept_key(key.as_bytes()))
+}
+
+/// The tokens of a header that is a list of them, without their parameters.
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|it| it.split(';').next())
+        .map(str::trim)
+}
+
+/// Whether a header that is a list of tokens has `token` among them, in any case.
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
+}
+
+/// A request that is not granted, with the reason in one line.
+struct Refusal {
+    status: StatusCode,
+    reason: Cow<'static, str>,
+    header: Option<(HeaderName, &'static str)>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+            header: None,
+        }
+    }
+
+    fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+
+    fn unavailable(reason: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")
+    }
+
+    fn with(self, name: HeaderName, value: &'static str) -> Self {
+        Self {
+            header: Some((name, value)),
+            ..self
+        }
+    }
+
+    fn into_response(self, builder: Builder) -> hyper::http::Result<Response<Full<Bytes>>> {
+        let mut response = builder
+            .status(self.status)
+            .header(header::CONTENT_TYPE, TEXT)
+            .header(NO_SNIFFING.0, NO_SNIFFING.1)
+            .header(header::CONNECTION, "close");
+        if let Some((name, value)) = self.header {
+            response = response.header(name, value);
+        }
+        response.body(format!("{}\n", self.reason).into())
+    }
+}
+
+impl From<JoinError> for Refusal {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Full => Self::unavailable("no place for another room, try again later"),
+            JoinError::Sealed => Self::unavailable("the server is shutting down"),
+        }
+    }
+}
