@@ -655,6 +655,55 @@ mod tests {
         assert!(ask(&mut subscription).is_pending());
     }
 
+    /// What a subscription of the JSON format is told, each event as `type number`.
+    fn events(subscription: &mut Subscription) -> Vec<String> {
+        let mut frames = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(given) = subscription.poll_next(&mut cx, &mut frames) {
+            given.unwrap();
+        }
+        let text = String::from_utf8_lossy(&frames.concat()).into_owned();
+        let events = text.match_indices('{').map(|(start, _)| {
+            let end = start + text[start..].find('}').unwrap();
+            serde_json::from_str::<serde_json::Value>(&text[start..=end]).unwrap()
+        });
+        let told = |event: serde_json::Value| match event["type"].as_str() {
+            Some("gap") => format!("gap {}", event["missed"]),
+            _ => event["text"].as_str().unwrap().to_owned(),
+        };
+        events.map(told).collect()
+    }
+
+    #[test]
+    fn one_that_can_be_told_of_a_gap_goes_on_behind_it() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 2, 1));
+        let follow = Follow {
+            format: Format::Json,
+            since: None,
+        };
+        let (mut subscription, _) = room.room.subscribe(follow);
+        (0..3).for_each(|_| room.publish(1));
+        assert_eq!(events(&mut subscription), ["1", "2", "3"]);
+        (0..9).for_each(|_| room.publish(1));
+        // Nobody else is there for whom the room would keep more, once it has to.
+        room.room.trim_to(2);
+        assert_eq!(events(&mut subscription), ["4", "gap 7", "12"]);
+        room.publish(1);
+        assert_eq!(events(&mut subscription), ["13"]);
+        // All may be forgotten, and that is told even at the end.
+        (0..9).for_each(|_| room.publish(1));
+        room.room.trim_to(0);
+        assert_eq!(events(&mut subscription), ["14", "gap 8"]);
+        (0..9).for_each(|_| room.publish(1));
+        room.room.trim_to(0);
+        room.room.seal();
+        let (mut frames, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
+        for told in [true, true, false] {
+            let given = subscription.poll_next(&mut cx, &mut frames);
+            assert!(matches!(given, Poll::Ready(given) if given.is_ok() == told));
+        }
+    }
+
     #[test]
     fn a_sealed_room_takes_nothing_and_gives_the_rest_then_its_end() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 2));
@@ -719,6 +768,48 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever was published and forgotten before: who resumes gets exactly what came after the
+        /// id that it asked with, and who cannot be given that gets all there is and is told so.
+        #[test]
+        fn one_resumes_exactly_where_nothing_is_missing(
+            steps in prop::collection::vec(prop_oneof![
+                3 => (1..4_u64).prop_map(Step::Publish),
+                1 => Just(Step::Trim),
+            ], 0..20),
+            history_limit in 0_usize..8,
+            epoch in 0..3_u64,
+            seq in prop_oneof![9 => 0..30_u64, 1 => Just(u64::MAX)],
+            somebody_is_behind in any::<bool>(),
+        ) {
+            let mut room = Numbers::new(&config(Mode::Broadcast, history_limit, 1));
+            // For whom the room keeps more than it remembers for others.
+            let _behind = somebody_is_behind.then(|| room.room.subscribe(Follow::default()));
+            for step in steps {
+                match step {
+                    Step::Publish(count) => room.publish(count),
+                    _ => room.room.trim_to(room.room.bytes() / 2),
+                }
+            }
+            let (first, oldest) = {
+                let log = room.room.log.lock();
+                (log.history.first(), log.history.oldest())
+            };
+            let since = Some(MessageId { epoch, seq });
+            let follow = Follow { since, ..Follow::default() };
+            let (mut subscription, start) = room.room.subscribe(follow);
+            let is_of_this_log = epoch == 1 && seq <= room.last;
+            prop_assert_eq!(start.resumed, is_of_this_log && seq + 1 >= oldest);
+            let (from, missed) = match (start.resumed, is_of_this_log) {
+                (true, _) => (seq + 1, Some(0)),
+                (false, true) => (first, Some(first - seq - 1)),
+                (false, false) => (first, None),
+            };
+            prop_assert_eq!((start.next, start.missed), (from, missed));
+            prop_assert_eq!(start.last.map_or(0, |id| id.seq), room.last);
+            room.publish(1);
+            prop_assert_eq!(take_all(&mut subscription), (from..=room.last).collect::<Vec<_>>());
+        }
+
         /// Whatever the order of things: what one gets is one contiguous run of the log, from the
         /// oldest message at its join to the end, and who is told to be behind is.
         #[test]

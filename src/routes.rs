@@ -11,7 +11,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::response::Builder;
 use hyper::{Method, Request, Response, StatusCode, Version};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use tungstenite::handshake::derive_accept_key;
@@ -161,9 +161,9 @@ impl Routes {
             }
             (&Method::POST, _) if self.config.mode == Mode::Broadcast => {
                 return match self.publish(request, answering).await {
-                    Ok(body) => {
+                    Ok(published) => {
                         let builder = builder.status(StatusCode::CREATED);
-                        Answer::Response(respond_json(builder, body.to_string()))
+                        Answer::Response(respond_json(builder, published.to_json()))
                     }
                     Err(refusal) => refused(refusal, builder),
                 };
@@ -263,7 +263,7 @@ impl Routes {
         &self,
         request: Request<Incoming>,
         answering: impl Fn(Duration),
-    ) -> Result<Value, Refusal> {
+    ) -> Result<Published, Refusal> {
         let (head, body) = request.into_parts();
         let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
         let body = self.read(body).await?;
@@ -278,12 +278,20 @@ impl Routes {
         let id = batch.last_id();
         let Some(wait) = wait else {
             let clients = presence.room().clients();
-            return Ok(json!({"id": id.to_string(), "clients": clients}));
+            return Ok(Published {
+                id: id.to_string(),
+                clients,
+                delivered: None,
+            });
         };
         let receipts = presence.room().ask_receipts(id.seq);
         let clients = receipts.clients();
         let delivered = receipts.collect(wait).await;
-        Ok(json!({"id": id.to_string(), "clients": clients, "delivered": delivered}))
+        Ok(Published {
+            id: id.to_string(),
+            clients,
+            delivered: Some(delivered),
+        })
     }
 
     async fn read(&self, body: Incoming) -> Result<Bytes, Refusal> {
@@ -318,6 +326,24 @@ impl Routes {
             .header(header::CONTENT_TYPE, TEXT)
             .header(header::CONNECTION, "close")
             .body("ok".into())
+    }
+}
+
+/// What is told to who has published a message.
+#[derive(Debug, Serialize)]
+struct Published {
+    id: String,
+    /// How many clients were in the room.
+    clients: usize,
+    /// How many of them gave a receipt, where that was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered: Option<usize>,
+}
+
+impl Published {
+    fn to_json(&self) -> String {
+        let json = serde_json::to_string(self);
+        json.expect("names are strings, and a String takes every write") + "\n"
     }
 }
 

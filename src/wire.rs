@@ -219,6 +219,7 @@ fn encode_sse(event: &Event<'_>, stream: &mut Vec<u8>) {
         stream.push(b'\n');
     };
     match event {
+        Event::Welcome { text: "", .. } => return,
         Event::Welcome { text, .. } => sse_lines(text).for_each(|text| line(": ", text)),
         Event::Message {
             id, text, binary, ..

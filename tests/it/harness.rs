@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
@@ -11,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, ClientRequestBuilder, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use wscast::config::{Config, Mode, Time};
 use wscast::server::{Monitor, Server};
@@ -140,16 +141,34 @@ impl Client {
         path: &str,
     ) -> Result<(Self, Response), tungstenite::Error> {
         stream.set_nodelay(true)?;
+        let url = format!("ws://{address}{path}").parse().unwrap();
+        Self::ask(stream, ClientRequestBuilder::new(url)).await
+    }
+
+    /// A client that offers the JSON format.
+    pub(crate) async fn json(address: SocketAddr, path: &str) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let url = format!("ws://{address}{path}").parse().unwrap();
+        let request = ClientRequestBuilder::new(url).with_sub_protocol("wscast.v1.json");
+        Self::ask(stream, request).await.unwrap().0
+    }
+
+    async fn ask(
+        stream: TcpStream,
+        request: ClientRequestBuilder,
+    ) -> Result<(Self, Response), tungstenite::Error> {
         // Small reads, so that a slow reader is one.
         let config = WebSocketConfig::default().read_buffer_size(4096);
-        let url = format!("ws://{address}{path}");
-        let (websocket, response) = timeout(
-            PATIENCE,
-            client_async_with_config(url, stream, Some(config)),
-        )
-        .await
-        .expect("the handshake hangs")?;
+        let handshake = client_async_with_config(request, stream, Some(config));
+        let (websocket, response) = timeout(PATIENCE, handshake)
+            .await
+            .expect("the handshake hangs")?;
         Ok((Self { websocket }, response))
+    }
+
+    /// The next event of the JSON format.
+    pub(crate) async fn event(&mut self) -> Value {
+        serde_json::from_str(&self.next_text().await).unwrap()
     }
 
     pub(crate) async fn send(&mut self, text: &str) {

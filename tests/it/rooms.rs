@@ -49,7 +49,7 @@ async fn refusal(server: &TestServer, path: &str) -> (u16, Option<String>) {
 async fn the_path_names_the_room_and_each_has_its_own_clients_and_history() {
     let server = TestServer::quiet(|_| {}).await;
     let mut lobby = server.client_at("/lobby").await;
-    let mut other = server.client_at("/Lobby?since=not-part-of-the-name").await;
+    let mut other = server.client_at("/Lobby?query=not-part-of-the-name").await;
     tell(&server, "/lobby", &["to the lobby"]).await;
     lobby.expect("Broadcast: to the lobby").await;
     other.send("fence").await;
