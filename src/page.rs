@@ -23,8 +23,11 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-static ETAG: LazyLock<String> =
-    LazyLock::new(|| format!("\"{}\"", HEXLOWER.encode(&Sha256::digest(PAGE)[..8])));
+/// Changes with the page, and with what it may do.
+static ETAG: LazyLock<String> = LazyLock::new(|| {
+    let hash = Sha256::new().chain_update(PAGE).chain_update(&*POLICY);
+    format!("\"{}\"", HEXLOWER.encode(&hash.finalize()[..8]))
+});
 
 /// The hash of the page's one element of that name, as a policy wants it (CSP Level 3, section
 /// 2.3.1).
@@ -35,6 +38,8 @@ fn source_hash(element: &str) -> String {
     let (source, _) = rest
         .split_once(&format!("</{element}>"))
         .expect("it has an end");
+    // As browsers read it, whatever the lines ended with when this was compiled.
+    let source = source.replace("\r\n", "\n");
     format!("sha256-{}", BASE64.encode(&Sha256::digest(source)))
 }
 
