@@ -81,9 +81,10 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
     pub max_queue_bytes: Size,
 
-    /// Web pages that may come in: https://example.com, https://*.example.com or '*' [default: of
-    /// the same host or this machine]
-    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = LIMITS)]
+    /// Web pages that may come in, in the place of the default rule where there is any
+    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = LIMITS,
+          help = "Web pages that may come in: https://example.com, https://*.example.com or '*', \
+                  repeatable [default: of the same host or this machine]")]
     pub allow_origin: Vec<OriginPattern>,
 
     /// How log lines look: text or json

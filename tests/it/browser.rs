@@ -456,7 +456,6 @@ async fn messages_can_be_folded_filtered_copied_exported_and_cleared() {
 /// What stands between a browser and a server, and can be torn.
 struct Wire {
     address: SocketAddr,
-    server: SocketAddr,
     task: JoinHandle<()>,
 }
 
@@ -480,18 +479,23 @@ impl Wire {
                 });
             }
         });
-        Self {
-            address,
-            server,
-            task,
-        }
+        Self { address, task }
     }
 
-    /// Tears all connections; returns what mends it.
-    async fn tear(self) -> impl Future<Output = Self> {
+    /// Tears all connections; there will be others only once it is mended.
+    async fn tear(self) -> Torn {
         self.task.abort();
         self.task.await.unwrap_err();
-        Self::at(self.address, self.server)
+        Torn(self.address)
+    }
+}
+
+/// Where a wire was.
+struct Torn(SocketAddr);
+
+impl Torn {
+    async fn mend(self, server: SocketAddr) -> Wire {
+        Wire::at(self.0, server).await
     }
 }
 
@@ -519,12 +523,12 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
     page.until("events.length === 3 && lastId").await;
     page.until_last("Binary, 3 bytes: 00 ff 07").await;
 
-    let mend = wire.tear().await;
+    let torn = wire.tear().await;
     client.send("while away").await;
     client.next().await;
     client.next().await;
     client.expect("Broadcast: while away").await;
-    let wire = mend.await;
+    let wire = torn.mend(server.address).await;
     page.until_last("while away").await;
     page.until("events.length === 5").await;
     let again = "Connected again. Nothing is missing.";
@@ -535,12 +539,12 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
         .await;
 
     // More than the server remembers.
-    let mend = wire.tear().await;
+    let torn = wire.tear().await;
     for text in ["lost", "kept", "kept too"] {
         client.send(text).await;
         client.next().await;
     }
-    let wire = mend.await;
+    let wire = torn.mend(server.address).await;
     page.until_last("kept too").await;
     page.until("events.length === 9").await;
     let rows = page.rows().await;
@@ -550,17 +554,12 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
     );
 
     // Another server, which knows nothing of what was.
-    drop(server);
-    let port = wire.server.port();
-    let mend = wire.tear().await;
-    let server = Process::spawn(wscast(&format!(
-        "--host 127.0.0.1 --mode broadcast --welcome= --port {port}"
-    )))
-    .await;
+    let torn = wire.tear().await;
+    let server = Process::start("--mode broadcast --welcome=").await;
     let mut client = Client::connect(server.address, "/lobby").await.unwrap().0;
     client.send("new").await;
     client.next().await;
-    let _wire = mend.await;
+    let _wire = torn.mend(server.address).await;
     page.until_last("new").await;
     page.until("events.length === 12").await;
     let events = [
