@@ -104,80 +104,52 @@ impl Routes {
                 Err(refusal) => refusal.into_response(Response::builder()),
             });
         }
-        let mut builder = Response::builder();
-        match self.admission.check(request.headers()) {
-            Ok(None) => {}
-            Ok(Some(origin)) => {
-                builder = builder
-                    .header(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin)
-                    .header(header::VARY, "Origin");
-            }
+        let origin = match self.admission.check(request.headers()) {
+            Ok(origin) => Cors(origin.cloned()),
             Err(refused) => {
                 warn!("refused: {refused}");
                 let refusal = Refusal::new(StatusCode::FORBIDDEN, refused.to_string());
-                return Answer::Response(refusal.into_response(builder));
+                return Answer::Response(refusal.into_response(Response::builder()));
             }
+        };
+        match self.route(request, &origin, answering).await {
+            Ok(answer) => answer,
+            Err(refusal) => Answer::Response(refusal.into_response(origin.response())),
         }
-        self.route(request, builder, answering).await
     }
 
     async fn route(
         &self,
         request: Request<Incoming>,
-        builder: Builder,
+        origin: &Cors,
         answering: impl Fn(Duration),
-    ) -> Answer {
-        let refused = |refusal: Refusal, builder| Answer::Response(refusal.into_response(builder));
-        if let Err(refusal) = check_path(request.uri().path()) {
-            return refused(refusal, builder);
-        }
-        let path = request.uri().path().to_owned();
-        let joined = match (request.method(), wants(&request)) {
-            (&Method::GET, Want::WebSocket) => self.upgrade(&request),
-            (&Method::GET, Want::Events) => self.events(&request),
+    ) -> Result<Answer, Refusal> {
+        check_path(request.uri().path())?;
+        let response = origin.response();
+        let (response, membership) = match (request.method(), wants(&request)) {
+            (&Method::GET, Want::WebSocket) => self.upgrade(&request, response)?,
+            (&Method::GET, Want::Events) => self.events(&request, response)?,
             (&Method::GET, Want::History) => {
-                return match self.history(&request) {
-                    Ok((body, resumed)) => {
-                        let resumed = if resumed { "true" } else { "false" };
-                        let builder = builder
-                            .header(RESUMED, resumed)
-                            .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESUMED);
-                        Answer::Response(respond_json(builder, body))
-                    }
-                    Err(refusal) => refused(refusal, builder),
-                };
+                return Ok(Answer::Response(self.history(&request, response)?));
             }
             (&Method::OPTIONS, _) if is_preflight(request.headers()) => {
-                let response = builder
-                    .status(StatusCode::NO_CONTENT)
-                    .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")
-                    .header(
-                        header::ACCESS_CONTROL_ALLOW_HEADERS,
-                        "content-type, last-event-id",
-                    )
-                    .header(header::ACCESS_CONTROL_MAX_AGE, "600")
-                    .header(header::CONNECTION, "close");
-                return Answer::Response(response.body(Full::default()));
+                return Ok(Answer::Response(preflight(response)));
             }
             (&Method::POST, _) if self.config.mode == Mode::Broadcast => {
-                return match self.publish(request, answering).await {
-                    Ok(published) => {
-                        let builder = builder.status(StatusCode::CREATED);
-                        Answer::Response(respond_json(builder, published.to_json()))
-                    }
-                    Err(refusal) => refused(refusal, builder),
-                };
+                let published = self.publish(request, answering).await?;
+                let response = response.status(StatusCode::CREATED);
+                return Ok(Answer::Response(respond_json(
+                    response,
+                    published.to_json(),
+                )));
             }
-            (method, _) => return refused(self.not_allowed(method), builder),
+            (method, _) => return Err(self.not_allowed(method)),
         };
-        match joined {
-            Ok((response, membership)) => Answer::Join(Box::new(Join {
-                response: respond(builder, response),
-                room: path,
-                membership,
-            })),
-            Err(refusal) => refused(refusal, builder),
-        }
+        Ok(Answer::Join(Box::new(Join {
+            response: response.body(Full::default()),
+            room: request.uri().path().to_owned(),
+            membership,
+        })))
     }
 
     fn not_allowed(&self, method: &Method) -> Refusal {
@@ -193,7 +165,11 @@ impl Routes {
     }
 
     /// Lets a client in that asks for a WebSocket.
-    fn upgrade(&self, request: &Request<Incoming>) -> Result<(Head, Membership), Refusal> {
+    fn upgrade(
+        &self,
+        request: &Request<Incoming>,
+        response: Builder,
+    ) -> Result<(Builder, Membership), Refusal> {
         let accept = check_handshake(request)?;
         let headers = request.headers();
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
@@ -202,60 +178,70 @@ impl Routes {
             since: Query::of(request).since()?,
         };
         let membership = self.hub.join(request.uri().path(), follow)?;
-        let mut head = vec![
-            (header::CONNECTION, "Upgrade".into()),
-            (header::UPGRADE, "websocket".into()),
-            (header::SEC_WEBSOCKET_ACCEPT, accept.into()),
-        ];
-        if json {
-            head.push((header::SEC_WEBSOCKET_PROTOCOL, JSON_PROTOCOL.into()));
-        }
-        Ok(((StatusCode::SWITCHING_PROTOCOLS, head), membership))
+        let response = response
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_ACCEPT, accept);
+        let response = match json {
+            true => response.header(header::SEC_WEBSOCKET_PROTOCOL, JSON_PROTOCOL),
+            false => response,
+        };
+        Ok((response, membership))
     }
 
     /// Lets a client in that asks for Server-Sent Events (WHATWG HTML, section 9.2).
-    fn events(&self, request: &Request<Incoming>) -> Result<(Head, Membership), Refusal> {
+    fn events(
+        &self,
+        request: &Request<Incoming>,
+        response: Builder,
+    ) -> Result<(Builder, Membership), Refusal> {
         // What an EventSource has seen since it asked first.
         let seen = request.headers().get("last-event-id");
-        let since = match seen.filter(|id| !id.is_empty()) {
-            Some(id) => Some(parse_id(
-                &String::from_utf8_lossy(id.as_bytes()),
-                "Last-Event-ID",
-            )?),
-            None => Query::of(request).since()?,
+        let since = match seen.map(|id| String::from_utf8_lossy(id.as_bytes())) {
+            Some(id) if !id.is_empty() => Some(parse_id(&id, "Last-Event-ID")?),
+            _ => Query::of(request).since()?,
         };
-        let format = Format::EventStream;
-        let membership = self
-            .hub
-            .join(request.uri().path(), Follow { format, since })?;
-        let head = vec![
-            (header::CONTENT_TYPE, "text/event-stream".into()),
-            (header::CACHE_CONTROL, "no-store".into()),
+        let follow = Follow {
+            format: Format::EventStream,
+            since,
+        };
+        let membership = self.hub.join(request.uri().path(), follow)?;
+        let response = response
+            .header(header::CONTENT_TYPE, "text/event-stream")
+            .header(header::CACHE_CONTROL, "no-store")
             // Or nginx holds back what it thinks is not worth sending yet.
-            (HeaderName::from_static("x-accel-buffering"), "no".into()),
-            (header::CONNECTION, "close".into()),
-        ];
-        Ok(((StatusCode::OK, head), membership))
+            .header("x-accel-buffering", "no")
+            .header(header::CONNECTION, "close");
+        Ok((response, membership))
     }
 
-    /// The history of a room as a JSON array, and whether nothing is missing after `since`.
-    fn history(&self, request: &Request<Incoming>) -> Result<(String, bool), Refusal> {
+    /// The history of a room as a JSON array.
+    fn history(
+        &self,
+        request: &Request<Incoming>,
+        response: Builder,
+    ) -> Result<hyper::http::Result<Response<Full<Bytes>>>, Refusal> {
         let query = Query::of(request);
         let (since, limit) = (query.since()?, query.limit()?);
-        let Some((batches, start)) = self.hub.history(request.uri().path(), since) else {
-            return Ok(("[]".into(), false));
-        };
-        let messages = batches.iter().flat_map(|batch| {
-            let skipped = start.next.saturating_sub(batch.seqs().start);
-            wire::messages(batch).skip(skipped as usize)
-        });
         let mut body = String::from("[");
-        for (number, message) in messages.take(limit).enumerate() {
-            body.push_str(if number == 0 { "\n" } else { ",\n" });
-            body.push_str(&wire::json(&message));
+        let mut resumed = false;
+        if let Some((batches, start)) = self.hub.history(request.uri().path(), since) {
+            resumed = start.resumed;
+            let messages = batches.iter().flat_map(|batch| {
+                let skipped = start.next.saturating_sub(batch.seqs().start);
+                wire::messages(batch).skip(skipped as usize)
+            });
+            for (number, message) in messages.take(limit).enumerate() {
+                body.push_str(if number == 0 { "\n" } else { ",\n" });
+                body.push_str(&wire::json(&message));
+            }
         }
         body.push_str("\n]\n");
-        Ok((body, start.resumed))
+        let response = response
+            .header(RESUMED, resumed.to_string())
+            .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESUMED);
+        Ok(respond_json(response, body))
     }
 
     /// Publishes the body of `request`, and waits for receipts if it asks for them.
@@ -347,16 +333,33 @@ impl Published {
     }
 }
 
-/// Status and fields of a response without a body.
-type Head = (StatusCode, Vec<(HeaderName, Cow<'static, str>)>);
+/// The origin that may read the answer, where a web page asks (Fetch, section 3.3).
+struct Cors(Option<HeaderValue>);
 
-fn respond(builder: Builder, (status, fields): Head) -> hyper::http::Result<Response<Full<Bytes>>> {
-    let builder = builder.status(status);
-    fields
-        .iter()
-        .fold(builder, |builder, (name, value)| {
-            builder.header(name, &**value)
-        })
+impl Cors {
+    /// A response that it may read.
+    fn response(&self) -> Builder {
+        let response = Response::builder();
+        match &self.0 {
+            None => response,
+            Some(origin) => response
+                .header(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin)
+                .header(header::VARY, "Origin"),
+        }
+    }
+}
+
+/// Says what a web page may send that the browser asks for first (Fetch, section 3.3.2).
+fn preflight(response: Builder) -> hyper::http::Result<Response<Full<Bytes>>> {
+    response
+        .status(StatusCode::NO_CONTENT)
+        .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")
+        .header(
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "content-type, last-event-id",
+        )
+        .header(header::ACCESS_CONTROL_MAX_AGE, "600")
+        .header(header::CONNECTION, "close")
         .body(Full::default())
 }
 

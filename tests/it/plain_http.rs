@@ -429,7 +429,7 @@ async fn the_history_can_be_read() {
     let (code, _, body) = ask(&server, "GET /nowhere?history", "", b"").await;
     assert_eq!(
         (code, body.as_str(), server.monitor.rooms()),
-        (200, "[]", 1)
+        (200, "[\n]\n", 1)
     );
     for query in ["&since=x", "&limit=0", "&limit=-1", "&limit=many"] {
         let (code, _, body) = ask(&server, &format!("GET /?history{query}"), "", b"").await;
