@@ -287,7 +287,7 @@ fn encode(opcode: Data, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Batch, MessageId};
+    use crate::message::MessageId;
 
     fn plain(welcome: &str, prefix: &str) -> Plain {
         Plain::new(&Config {
@@ -312,6 +312,40 @@ mod tests {
         assert_eq!(batch.frames_from(1), b"\x81\x04> hi\x82\x02\0\xff"[..]);
         assert_eq!(batch.frames_from(2), b"\x82\x02\0\xff"[..]);
         assert_eq!((batch.payload_bytes(1), batch.payload_bytes(2)), (2, 2));
+    }
+
+    #[test]
+    fn a_message_is_encoded_once_a_format_for_all() {
+        let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0")];
+        let batch = batch(&plain("", "> "), &messages);
+        for format in [Format::Plain, Format::Json, Format::EventStream] {
+            let (one, other) = (render(&batch, format, 1), render(&batch, format, 1));
+            assert_eq!(one.as_ptr(), other.as_ptr());
+            let second = render(&batch, format, 2);
+            assert_eq!(second.as_ptr_range().end, one.as_ptr_range().end);
+        }
+        assert!(render(&batch, Format::Plain, 1).starts_with(b"\x81\x04> hi"));
+        let second = render(&batch, Format::EventStream, 2);
+        assert_eq!(second, &b"id: 1-2\nevent: binary\ndata: AA==\n\n"[..]);
+        let second = render(&batch, Format::Json, 2);
+        let json: serde_json::Value = serde_json::from_slice(&second[2..]).unwrap();
+        assert_eq!(
+            (&json["id"], &json["binary"]),
+            (&"1-2".into(), &"AA==".into())
+        );
+    }
+
+    #[test]
+    fn a_text_is_cut_into_lines_as_a_browser_does() {
+        for (text, lines) in [
+            ("", &[""][..]),
+            ("one", &["one"]),
+            ("one\n", &["one", ""]),
+            ("\r\n\r\n", &["", "", ""]),
+            ("a\rb\nc\r\nd\n\re", &["a", "b", "c", "d", "", "e"]),
+        ] {
+            assert_eq!(sse_lines(text).collect::<Vec<_>>(), lines, "{text:?}");
+        }
     }
 
     #[test]
