@@ -14,14 +14,13 @@ pub struct Admission {
     only_local: bool,
 }
 
-/// The origin of a page that may not come in, and the host that it asked for.
+/// The origin of a page that may not come in, the host that it asked for, and what would let it in.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "origin {origin:?} is not allowed for host {host:?}; --allow-origin {origin} would let it in"
-)]
+#[error("origin {origin:?} is not allowed for host {host:?}: {remedy}")]
 pub struct Refused {
     origin: String,
     host: String,
+    remedy: String,
 }
 
 impl Admission {
@@ -33,22 +32,31 @@ impl Admission {
         }
     }
 
-    /// Lets a request in, or not; returns the origin it comes from, if it says any.
+    /// Lets a request to `host` in, or not; returns the origin it comes from, if it says any.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn check<'a>(&self, headers: &'a HeaderMap) -> Result<Option<&'a HeaderValue>, Refused> {
+    pub fn check<'a>(
+        &self,
+        headers: &'a HeaderMap,
+        host: &str,
+    ) -> Result<Option<&'a HeaderValue>, Refused> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = origins.next() else {
             return Ok(None);
         };
-        let host = text(headers.get(header::HOST));
-        if origins.next().is_none() && self.allows(text(Some(origin)), host) {
+        let text = origin.to_str().unwrap_or_default();
+        let is_one = origins.next().is_none();
+        if is_one && self.allows(text, host) {
             return Ok(Some(origin));
         }
         Err(Refused {
             origin: String::from_utf8_lossy(origin.as_bytes()).into_owned(),
             host: host.to_owned(),
+            remedy: match is_one {
+                true => format!("--allow-origin {} would let it in", pattern_for(text)),
+                false => "a request has one origin".into(),
+            },
         })
     }
 
@@ -68,11 +76,13 @@ impl Admission {
     }
 }
 
-/// What a header says; nothing where it says what no such header can.
-fn text(value: Option<&HeaderValue>) -> &str {
-    value
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
+/// What `--allow-origin` has to say for this origin. It is written anew, and not what a peer says.
+fn pattern_for(origin: &str) -> String {
+    match origin.parse::<Origin>() {
+        Ok(origin) => origin.to_string(),
+        Err(()) if origin == "null" || origin == "file://" => "null".into(),
+        Err(()) => "'*'".into(),
+    }
 }
 
 #[cfg(test)]
@@ -82,11 +92,12 @@ mod tests {
     fn check(allowed: &[&str], only_local: bool, origin: &'static str, host: &'static str) -> bool {
         let allowed = allowed.iter().map(|it| it.parse().unwrap()).collect();
         let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, HeaderValue::from_static(host));
         if !origin.is_empty() {
             headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
         }
-        Admission::new(allowed, only_local).check(&headers).is_ok()
+        Admission::new(allowed, only_local)
+            .check(&headers, host)
+            .is_ok()
     }
 
     #[test]
@@ -168,16 +179,48 @@ mod tests {
     #[test]
     fn two_origins_are_none() {
         let mut headers = HeaderMap::new();
-        headers.append(header::HOST, HeaderValue::from_static("localhost"));
         headers.append(header::ORIGIN, HeaderValue::from_static("http://localhost"));
         headers.append(header::ORIGIN, HeaderValue::from_static("http://evil.com"));
         let refused = Admission::new(Vec::new(), true)
-            .check(&headers)
+            .check(&headers, "localhost")
             .unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "origin \"http://localhost\" is not allowed for host \"localhost\"; \
-             --allow-origin http://localhost would let it in"
+            "origin \"http://localhost\" is not allowed for host \"localhost\": a request has one origin"
         );
+    }
+
+    #[test]
+    fn a_refusal_names_the_flag_that_helps_and_cannot_be_forged() {
+        for (origin, flag) in [
+            ("https://Example.com:443", "https://example.com"),
+            ("http://example.com:8080", "http://example.com:8080"),
+            ("null", "null"),
+            ("file://", "null"),
+            ("chrome-extension://abc", "'*'"),
+            ("x would let it in\u{2028}INFO client connected", "'*'"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                header::ORIGIN,
+                HeaderValue::from_bytes(origin.as_bytes()).unwrap(),
+            );
+            let refused = Admission::new(Vec::new(), false)
+                .check(&headers, "host\n")
+                .unwrap_err();
+            let (_, remedy) = refused
+                .to_string()
+                .rsplit_once(": ")
+                .map(|(a, b)| (a.to_owned(), b.to_owned()))
+                .unwrap();
+            assert_eq!(remedy, format!("--allow-origin {flag} would let it in"));
+            assert!(
+                !refused.to_string().contains(['\n', '\u{2028}']),
+                "{refused}"
+            );
+            let pattern: OriginPattern = flag.trim_matches('\'').parse().unwrap();
+            let allowed = Admission::new(vec![pattern], false);
+            assert!(allowed.check(&headers, "host").is_ok());
+        }
     }
 }

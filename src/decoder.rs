@@ -40,7 +40,7 @@ struct Pending {
     /// The beginning of a frame that is not complete.
     kept: Bytes,
     answers: Vec<u8>,
-    /// What the last pong carried.
+    /// What the last pong carried that carried anything.
     pong: Option<Bytes>,
     /// Why nothing more is decoded.
     ended: Option<Disconnect>,
@@ -161,6 +161,8 @@ impl Decoder {
                     Ok(Message::Text(text)) => sink(Kind::Text, text.as_bytes()),
                     Ok(Message::Binary(bytes)) => sink(Kind::Binary, &bytes),
                     Ok(Message::Close(frame)) => return Some(closed(frame)),
+                    // An empty one says nothing, and is no receipt for what another one named.
+                    Ok(Message::Pong(payload)) if payload.is_empty() => {}
                     Ok(Message::Pong(payload)) => pong = Some(payload),
                     Ok(_) => {}
                     Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -84,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
         let pause = self.config.ping_interval;
         let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
         let mut beats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
-        let mut unheard = [0; 64];
+        let (mut unheard, mut listens) = ([0; 64], true);
         loop {
             select! {
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
@@ -95,10 +95,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
                     self.outbox.push(HEARTBEAT);
                     self.write().await?;
                 }
-                // Nothing more is to come from the client but its end.
-                read = self.stream.read(&mut unheard) => match read {
+                // Nothing more is to come from the client but its end. Who sends something else is not
+                // read any more, and found to be gone when it is written to.
+                read = self.stream.read(&mut unheard), if listens => match read {
                     Ok(0) => return Err(Disconnect::Transport(io::ErrorKind::UnexpectedEof.into())),
-                    Ok(_) => {}
+                    Ok(_) => listens = false,
                     Err(error) => return Err(Disconnect::Transport(error)),
                 }
             }

@@ -7,7 +7,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::Membership;
 use crate::message::Format;
+use crate::page::Body;
 use crate::routes::{Answer, Join, Routes};
 use crate::socket::linger;
 
@@ -181,10 +181,10 @@ struct Exchange {
     progress: Progress,
 }
 
-type Answering = dyn Future<Output = hyper::http::Result<Response<Full<Bytes>>>> + Send;
+type Answering = dyn Future<Output = hyper::http::Result<Response<Body>>> + Send;
 
 impl Service<Request<Incoming>> for Exchange {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<Body>;
     type Error = hyper::http::Error;
     type Future = Pin<Box<Answering>>;
 
@@ -226,7 +226,7 @@ impl Service<Request<Incoming>> for Exchange {
 }
 
 /// The head of `response` as it goes to a socket (RFC 9112, section 4).
-fn head_of(response: &Response<Full<Bytes>>) -> Bytes {
+fn head_of(response: &Response<Body>) -> Bytes {
     let mut head = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
     for (name, value) in response.headers() {
         head.extend_from_slice(name.as_str().as_bytes());

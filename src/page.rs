@@ -1,10 +1,12 @@
 //! The client page, and the headers that it is served with.
 
+use std::convert::Infallible;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
 use data_encoding::{BASE64, HEXLOWER};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::{Response, StatusCode, http};
 use sha2::{Digest, Sha256};
@@ -45,7 +47,7 @@ fn source_hash(element: &str) -> String {
 
 /// The answer to a request for the page: 200, or 304 where `If-None-Match` names what would be sent
 /// (RFC 9110, section 13.1.2).
-pub fn respond(request: &HeaderMap) -> http::Result<Response<Full<Bytes>>> {
+pub fn respond(request: &HeaderMap) -> http::Result<Response<Body>> {
     let response = Response::builder()
         .header(header::ETAG, &*ETAG)
         // Kept, and asked for again each time: a new server may bring a new page.
@@ -53,16 +55,22 @@ pub fn respond(request: &HeaderMap) -> http::Result<Response<Full<Bytes>>> {
         .header(header::VARY, "Accept")
         .header(header::CONNECTION, "close");
     if is_known(request) {
-        return response
-            .status(StatusCode::NOT_MODIFIED)
-            .body(Full::default());
+        return response.status(StatusCode::NOT_MODIFIED).body(whole(""));
     }
     response
         .header(header::CONTENT_TYPE, "text/html; charset=utf-8")
         .header(header::CONTENT_SECURITY_POLICY, &*POLICY)
         .header(NO_SNIFFING.0, NO_SNIFFING.1)
         .header(header::REFERRER_POLICY, "no-referrer")
-        .body(PAGE.into())
+        .body(whole(PAGE))
+}
+
+/// What a response carries.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A body that is there already.
+pub fn whole(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed_unsync()
 }
 
 /// A body is what its type says, and never taken for a page.

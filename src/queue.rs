@@ -1,6 +1,7 @@
 //! The live messages that wait for one client.
 
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -78,11 +79,13 @@ impl Queue {
     pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Arc<Batch>>) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
-        if !state.batches.is_empty() || state.asked {
+        // What is asked for lies in the history where the queue is detached: it is to be given first.
+        let asked = state.attached && state.asked;
+        if !state.batches.is_empty() || asked {
             mem::swap(&mut state.batches, into);
             state.messages = 0;
             state.bytes = 0;
-            let asked = mem::take(&mut state.asked);
+            state.asked &= !asked;
             Poll::Ready(Taken::All { asked })
         } else if state.attached {
             state.client = Some(cx.waker().clone());
@@ -110,6 +113,12 @@ impl Queue {
             }
             *wanted > seq
         });
+    }
+
+    /// No receipts will come for messages with these sequence numbers: they are forgotten.
+    pub fn forgo(&self, seqs: &Range<u64>) {
+        let mut state = self.0.lock();
+        state.receipts.retain(|(wanted, _)| !seqs.contains(wanted));
     }
 
     /// No more receipts will come.

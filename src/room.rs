@@ -49,6 +49,8 @@ struct Member {
     queue: Arc<Queue>,
     /// Sequence number of the message to read next from the history; none where the queue is filled.
     behind: Option<u64>,
+    /// Sequence number of the first message after it joined.
+    joined_at: u64,
     /// Whether it can say what it has: those who only listen cannot.
     answers: bool,
 }
@@ -63,7 +65,7 @@ pub struct Follow {
 }
 
 /// Where a client stands that has begun to follow a room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Start {
     /// Sequence number of the message that it reads first.
     pub next: u64,
@@ -186,6 +188,7 @@ impl Room {
         let key = log.members.insert(Member {
             queue: queue.clone(),
             behind: None,
+            joined_at,
             answers: follow.format != Format::EventStream,
         });
         log.place(key, Some(start.next));
@@ -218,14 +221,19 @@ impl Room {
         )
     }
 
-    /// Asks everybody who can answer for a receipt of all messages up to the sequence number `seq`.
+    /// Asks everybody for a receipt who was there when the message with the sequence number `seq` was
+    /// published, and can answer.
     pub fn ask_receipts(&self, seq: u64) -> Receipts {
         let log = self.log.lock();
-        let clients = log.members.len();
-        let (sender, answers) = mpsc::channel(clients.max(1));
+        let (sender, answers) = mpsc::channel(log.members.len().max(1));
+        let mut clients = 0;
         for (_, member) in &log.members {
-            if member.answers {
-                member.queue.ask(seq, sender.clone());
+            // Who came later was not there.
+            if member.joined_at <= seq {
+                clients += 1;
+                if member.answers {
+                    member.queue.ask(seq, sender.clone());
+                }
             }
         }
         Receipts { clients, answers }
@@ -424,8 +432,11 @@ impl Subscription {
         if missed > 0 && self.format == Format::Plain {
             return Err(Disconnect::Behind);
         }
-        self.missed += missed;
-        self.next += missed;
+        if missed > 0 {
+            self.queue.forgo(&(self.next..self.next + missed));
+            self.missed += missed;
+            self.next += missed;
+        }
         let (mut messages, mut bytes, mut reached) = (0, 0, self.next);
         for batch in log.history.batches_from(self.next) {
             messages += batch.len();
@@ -661,6 +672,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(given) = subscription.poll_next(&mut cx, &mut frames) {
             given.unwrap();
+            subscription.take_asked();
         }
         let text = String::from_utf8_lossy(&frames.concat()).into_owned();
         let events = text.match_indices('{').map(|(start, _)| {
@@ -701,6 +713,67 @@ mod tests {
         for told in [true, true, false] {
             let given = subscription.poll_next(&mut cx, &mut frames);
             assert!(matches!(given, Poll::Ready(given) if given.is_ok() == told));
+        }
+    }
+
+    /// How many receipts came, as far as it is known, and whether more may come.
+    fn receipts(mut receipts: Receipts) -> (usize, usize, bool) {
+        let mut given = 0;
+        loop {
+            match receipts.answers.try_recv() {
+                Ok(()) => given += 1,
+                Err(error) => {
+                    let open = error == mpsc::error::TryRecvError::Empty;
+                    return (receipts.clients, given, open);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_is_behind_is_asked_for_a_receipt_once_it_has_the_message() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 1));
+        let mut slow = room.room.subscribe(Follow::default()).0;
+        (0..5).for_each(|_| room.publish(1));
+        let waiting = room.room.ask_receipts(5);
+        let (late, _) = room.room.subscribe(Follow::default());
+        let mut frames = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut asked = Vec::new();
+        while let Poll::Ready(given) = slow.poll_next(&mut cx, &mut frames) {
+            given.unwrap();
+            if slow.take_asked() {
+                asked.push(slow.last().unwrap().seq);
+            }
+        }
+        assert_eq!(asked, [5]);
+        let id = |seq| MessageId { epoch: 1, seq };
+        // Not for what it has not got, nor for another log.
+        slow.acknowledge(id(6));
+        slow.acknowledge(MessageId { epoch: 2, seq: 5 });
+        slow.acknowledge(id(4));
+        slow.acknowledge(id(5));
+        drop(late);
+        assert_eq!(receipts(waiting), (1, 1, false));
+    }
+
+    #[test]
+    fn what_fell_into_a_gap_is_never_acknowledged_nor_waited_for() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
+        let follow = Follow {
+            format: Format::Json,
+            since: None,
+        };
+        let mut slow = room.room.subscribe(follow).0;
+        (0..4).for_each(|_| room.publish(1));
+        let waiting = [3, 4].map(|seq| room.room.ask_receipts(seq));
+        room.room.trim_to(0);
+        assert_eq!(events(&mut slow), ["1", "gap 3"]);
+        room.publish(1);
+        assert_eq!(events(&mut slow), ["5"]);
+        slow.acknowledge(MessageId { epoch: 1, seq: 5 });
+        for waiting in waiting {
+            assert_eq!(receipts(waiting), (1, 0, false));
         }
     }
 

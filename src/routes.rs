@@ -1,13 +1,16 @@
 //! What a request is answered: the routes, and what each of them wants.
 
 use std::borrow::Cow;
+use std::iter;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::BASE64;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use futures_util::stream;
+use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::response::Builder;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -20,7 +23,7 @@ use crate::admission::Admission;
 use crate::config::{Config, Mode, Time};
 use crate::hub::{Hub, JoinError, Membership};
 use crate::message::{Format, Kind, MessageId};
-use crate::page::{self, NO_SNIFFING};
+use crate::page::{self, Body, NO_SNIFFING, whole};
 use crate::room::Follow;
 use crate::wire::{self, Draft, JSON_PROTOCOL};
 
@@ -48,7 +51,7 @@ pub struct Routes {
 #[derive(Debug)]
 pub enum Answer {
     /// This, and that is all.
-    Response(hyper::http::Result<Response<Full<Bytes>>>),
+    Response(hyper::http::Result<Response<Body>>),
     /// The client follows a room from now on.
     Join(Box<Join>),
 }
@@ -57,7 +60,7 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Join {
     /// The answer to begin with, which has no body of its own.
-    pub response: hyper::http::Result<Response<Full<Bytes>>>,
+    pub response: hyper::http::Result<Response<Body>>,
     /// The name of the room.
     pub room: String,
     /// Its place in the room.
@@ -96,15 +99,23 @@ impl Routes {
             let refusal = Refusal::unavailable("no place left, try again later");
             return Answer::Response(refusal.into_response(Response::builder()));
         }
+        let host = match host_of(&request) {
+            Ok(host) => host.to_owned(),
+            Err(refusal) => return Answer::Response(refusal.into_response(Response::builder())),
+        };
         // The page is for everybody: it is what it does then that is looked at.
-        if matches!(*request.method(), Method::GET | Method::HEAD) && wants(&request) == Want::Page
-        {
+        let is_page = match *request.method() {
+            Method::GET => wants(&request) == Want::Page,
+            Method::HEAD => matches!(wants(&request), Want::Page | Want::WebSocket),
+            _ => false,
+        };
+        if is_page {
             return Answer::Response(match check_path(path) {
                 Ok(()) => page::respond(request.headers()),
                 Err(refusal) => refusal.into_response(Response::builder()),
             });
         }
-        let origin = match self.admission.check(request.headers()) {
+        let origin = match self.admission.check(request.headers(), &host) {
             Ok(origin) => Cors(origin.cloned()),
             Err(refused) => {
                 warn!("refused: {refused}");
@@ -129,7 +140,10 @@ impl Routes {
         let (response, membership) = match (request.method(), wants(&request)) {
             (&Method::GET, Want::WebSocket) => self.upgrade(&request, response)?,
             (&Method::GET, Want::Events) => self.events(&request, response)?,
-            (&Method::GET, Want::History) => {
+            (&Method::HEAD, Want::Events) => {
+                return Ok(Answer::Response(event_stream(response).body(whole(""))));
+            }
+            (&Method::GET | &Method::HEAD, Want::History) => {
                 return Ok(Answer::Response(self.history(&request, response)?));
             }
             (&Method::OPTIONS, _) if is_preflight(request.headers()) => {
@@ -140,13 +154,13 @@ impl Routes {
                 let response = response.status(StatusCode::CREATED);
                 return Ok(Answer::Response(respond_json(
                     response,
-                    published.to_json(),
+                    whole(published.to_json()),
                 )));
             }
             (method, _) => return Err(self.not_allowed(method)),
         };
         Ok(Answer::Join(Box::new(Join {
-            response: response.body(Full::default()),
+            response: response.body(whole("")),
             room: request.uri().path().to_owned(),
             membership,
         })))
@@ -207,13 +221,7 @@ impl Routes {
             since,
         };
         let membership = self.hub.join(request.uri().path(), follow)?;
-        let response = response
-            .header(header::CONTENT_TYPE, "text/event-stream")
-            .header(header::CACHE_CONTROL, "no-store")
-            // Or nginx holds back what it thinks is not worth sending yet.
-            .header("x-accel-buffering", "no")
-            .header(header::CONNECTION, "close");
-        Ok((response, membership))
+        Ok((event_stream(response), membership))
     }
 
     /// The history of a room as a JSON array.
@@ -221,23 +229,32 @@ impl Routes {
         &self,
         request: &Request<Incoming>,
         response: Builder,
-    ) -> Result<hyper::http::Result<Response<Full<Bytes>>>, Refusal> {
+    ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
         let query = Query::of(request);
         let (since, limit) = (query.since()?, query.limit()?);
-        let mut body = String::from("[");
-        let mut resumed = false;
-        if let Some((batches, start)) = self.hub.history(request.uri().path(), since) {
-            resumed = start.resumed;
-            let messages = batches.iter().flat_map(|batch| {
-                let skipped = start.next.saturating_sub(batch.seqs().start);
-                wire::messages(batch).skip(skipped as usize)
-            });
-            for (number, message) in messages.take(limit).enumerate() {
-                body.push_str(if number == 0 { "\n" } else { ",\n" });
-                body.push_str(&wire::json(&message));
+        let (batches, start) = self
+            .hub
+            .history(request.uri().path(), since)
+            .unwrap_or_default();
+        // Batch by batch as the client takes them: of what is shared anyway, only that is copied.
+        let (mut next, mut left, mut lead) = (start.next, limit, "\n");
+        let pieces = batches.into_iter().map(move |batch| {
+            let skipped = next.saturating_sub(batch.seqs().start) as usize;
+            let mut piece = String::new();
+            for message in wire::messages(&batch).skip(skipped).take(left) {
+                piece.push_str(mem::replace(&mut lead, ",\n"));
+                piece.push_str(&wire::json(&message));
+                left -= 1;
             }
-        }
-        body.push_str("\n]\n");
+            next = batch.seqs().end;
+            piece
+        });
+        let pieces = iter::once("[".to_owned()).chain(pieces);
+        let frames = pieces
+            .chain(["\n]\n".to_owned()])
+            .map(|piece| Ok(Frame::data(Bytes::from(piece))));
+        let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+        let resumed = start.resumed;
         let response = response
             .header(RESUMED, resumed.to_string())
             .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESUMED);
@@ -297,7 +314,7 @@ impl Routes {
         }
     }
 
-    fn health(&self, method: &Method) -> hyper::http::Result<Response<Full<Bytes>>> {
+    fn health(&self, method: &Method) -> hyper::http::Result<Response<Body>> {
         let builder = Response::builder();
         if !matches!(*method, Method::GET | Method::HEAD) {
             let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use GET");
@@ -311,7 +328,7 @@ impl Routes {
         builder
             .header(header::CONTENT_TYPE, TEXT)
             .header(header::CONNECTION, "close")
-            .body("ok".into())
+            .body(whole("ok"))
     }
 }
 
@@ -350,7 +367,7 @@ impl Cors {
 }
 
 /// Says what a web page may send that the browser asks for first (Fetch, section 3.3.2).
-fn preflight(response: Builder) -> hyper::http::Result<Response<Full<Bytes>>> {
+fn preflight(response: Builder) -> hyper::http::Result<Response<Body>> {
     response
         .status(StatusCode::NO_CONTENT)
         .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")
@@ -360,16 +377,26 @@ fn preflight(response: Builder) -> hyper::http::Result<Response<Full<Bytes>>> {
         )
         .header(header::ACCESS_CONTROL_MAX_AGE, "600")
         .header(header::CONNECTION, "close")
-        .body(Full::default())
+        .body(whole(""))
 }
 
-fn respond_json(builder: Builder, body: String) -> hyper::http::Result<Response<Full<Bytes>>> {
+/// The head of an event stream.
+fn event_stream(response: Builder) -> Builder {
+    response
+        .header(header::CONTENT_TYPE, "text/event-stream")
+        .header(header::CACHE_CONTROL, "no-store")
+        // Or nginx holds back what it thinks is not worth sending yet.
+        .header("x-accel-buffering", "no")
+        .header(header::CONNECTION, "close")
+}
+
+fn respond_json(builder: Builder, body: Body) -> hyper::http::Result<Response<Body>> {
     builder
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::CACHE_CONTROL, "no-store")
         .header(NO_SNIFFING.0, NO_SNIFFING.1)
         .header(header::CONNECTION, "close")
-        .body(body.into())
+        .body(body)
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -402,6 +429,18 @@ fn wants(request: &Request<Incoming>) -> Want {
 fn is_preflight(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN)
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// The host that a request is for (RFC 9112, section 3.2).
+fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok(),
+        (None, _) if request.version() < Version::HTTP_11 => Some(""),
+        _ => None,
+    };
+    let host = host.ok_or_else(|| Refusal::bad("a request names one Host"))?;
+    Ok(request.uri().authority().map_or(host, |it| it.as_str()))
 }
 
 /// Whether `path` may name a room.
@@ -577,7 +616,7 @@ impl Refusal {
         }
     }
 
-    fn into_response(self, builder: Builder) -> hyper::http::Result<Response<Full<Bytes>>> {
+    fn into_response(self, builder: Builder) -> hyper::http::Result<Response<Body>> {
         let mut response = builder
             .status(self.status)
             .header(header::CONTENT_TYPE, TEXT)
@@ -586,7 +625,7 @@ impl Refusal {
         if let Some((name, value)) = self.header {
             response = response.header(name, value);
         }
-        response.body(format!("{}\n", self.reason).into())
+        response.body(whole(format!("{}\n", self.reason)))
     }
 }
 

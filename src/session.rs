@@ -522,6 +522,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_pong_behind_our_close_frame_changes_nothing() {
+        let pong = [0x8a, 0x81, 0, 0, 0, 0, b'x'];
+        for (closes, end) in [(true, secs(0)), (false, secs(2))] {
+            let (hub, config) = hub(|_| {});
+            let mut peer = Peer::join(&hub, &config, 1 << 20).await;
+            hub.seal();
+            peer.expect_close(1001).await;
+            peer.stream.write_all(&pong).await.unwrap();
+            if closes {
+                let close = [0x88, 0x82, 0, 0, 0, 0, 3, 233];
+                peer.stream.write_all(&close).await.unwrap();
+            }
+            assert_eq!(peer.end().await, end);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_answer_the_close_frame_is_left_at_the_close_timeout() {
         let (hub, config) = hub(|_| {});
         let mut peer = Peer::join(&hub, &config, 1 << 20).await;

@@ -85,6 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     ) -> Poll<Result<(), Disconnect>> {
         while !self.is_turn_over() {
             let (mut messages, before) = (0, self.turn);
+            let had_pong = self.decoder.has_pong();
             let read = self.poll_decode(cx, &mut |kind, payload| {
                 messages += 1;
                 sink(kind, payload);
@@ -97,7 +98,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     false => READ_OF_SMALL_MESSAGES,
                 };
             }
-            if messages > 0 || self.decoder.has_pong() {
+            // Of a pong that nobody wants it is said once.
+            if messages > 0 || (!had_pong && self.decoder.has_pong()) {
                 return Poll::Ready(Ok(()));
             }
             if let Some(why) = self.decoder.take_end() {

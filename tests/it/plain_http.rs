@@ -25,7 +25,26 @@ async fn answer(client: &mut RawClient) -> (u16, String, String) {
     let response = String::from_utf8(client.read_to_end().await).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").expect("a head");
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, head.to_lowercase(), body.to_owned())
+    let head = head.to_lowercase();
+    let body = match head.contains("transfer-encoding: chunked") {
+        true => unchunked(body),
+        false => body.to_owned(),
+    };
+    (code, head, body)
+}
+
+/// A body that came in chunks (RFC 9112, section 7.1).
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n").expect("the size of a chunk");
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole += &rest[..size];
+        body = rest[size..].strip_prefix("\r\n").unwrap();
+        if size == 0 {
+            return whole;
+        }
+    }
 }
 
 async fn post(server: &TestServer, path: &str, body: &[u8]) -> Value {
@@ -188,6 +207,14 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
     assert_eq!(ask(&server, "POST /", chunked, b"").await.0, 201);
     client.expect("Broadcast: 1234567890").await;
     client.expect("Broadcast: 1234567890").await;
+
+    // Which host is meant decides who may come in.
+    for hosts in ["", "Host: one\r\nHost: two\r\n"] {
+        let mut client = server.raw().await;
+        client.send(format!("GET / HTTP/1.1\r\n{hosts}\r\n")).await;
+        let (code, _, answer) = answer(&mut client).await;
+        assert_eq!((code, answer.as_str()), (400, "a request names one Host\n"));
+    }
 
     let echo = TestServer::echo().await;
     let (code, head, answer) = ask(&echo, "POST /", "", b"x").await;
@@ -425,6 +452,10 @@ async fn the_history_can_be_read() {
     assert_eq!(read(&format!("&since={id}&limit=1")).await.0, all[1..2]);
     assert_eq!(read("&limit=2").await.0, all[..2]);
     assert_eq!(read("&since=1-1").await, (all, false));
+    for (path, more) in [("/?history", ""), ("/", "Accept: text/event-stream\r\n")] {
+        let (code, head, body) = ask(&server, &format!("HEAD {path}"), more, b"").await;
+        assert_eq!((code, body.as_str()), (200, ""), "{head}");
+    }
     // To look is not to make a room.
     let (code, _, body) = ask(&server, "GET /nowhere?history", "", b"").await;
     assert_eq!(
