@@ -1,19 +1,20 @@
 //! One HTTP/1 exchange on the WebSocket port, and what becomes of the connection then.
 
 use std::future::{pending, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::select;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +86,7 @@ impl Http {
             // Who has sent a request may close its side, and still gets the answer.
             .half_close(true)
             .header_read_timeout(None)
-            .serve_connection(TokioIo::new(stream), exchange);
+            .serve_connection(TokioIo::new(Explaining::new(stream, &progress)), exchange);
 
         let mut served = pin!(poll_fn(|cx| match connection.poll_without_shutdown(cx) {
             // No answer will come from there: it is for the guest to give.
@@ -94,7 +95,8 @@ impl Http {
         }));
         let interrupted = select! {
             biased;
-            _ = &mut served => None,
+            // hyper says nothing to a peer that speaks HTTP/2.
+            served = &mut served => served.is_err_and(|it| it.is_parse()).then_some(MALFORMED),
             () = self.draining.cancelled() => Some(DRAINING),
             () = sleep(self.open_timeout) => Some(TIMED_OUT),
         };
@@ -107,7 +109,9 @@ impl Http {
         }
 
         let parts = connection.into_parts();
-        let mut stream = parts.io.into_inner();
+        let Explaining {
+            mut stream, words, ..
+        } = parts.io.into_inner();
         if let State::Joined(guest) = std::mem::take(&mut *progress.0.lock()) {
             return Some(Guest {
                 stream,
@@ -118,8 +122,8 @@ impl Http {
             });
         }
         let close = async {
-            if let (None, Some(refusal)) = (answered, interrupted) {
-                stream.write_all(refusal.as_bytes()).await.ok();
+            if let (None, None, Some(refusal)) = (answered, words, interrupted) {
+                stream.write_all(&refusal.head_and_body()).await.ok();
             }
             linger(&mut stream).await;
         };
@@ -128,15 +132,98 @@ impl Http {
     }
 }
 
-/// What is said to a peer whose request is not there yet when the server stops.
-const DRAINING: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
-    connection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 28\r\n\r\n\
-    the server is shutting down\n";
+/// What is said to a peer without a look at its request: status, with further fields, and reason.
+#[derive(Debug, Clone, Copy)]
+struct Refusal(&'static str, &'static str);
 
-/// What is said to a peer whose request takes longer than `--open-timeout`.
-const TIMED_OUT: &str = "HTTP/1.1 408 Request Timeout\r\n\
-    connection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 27\r\n\r\n\
-    the request took too long.\n";
+const DRAINING: Refusal = Refusal(
+    "503 Service Unavailable\r\nretry-after: 1",
+    "the server is shutting down",
+);
+const TIMED_OUT: Refusal = Refusal("408 Request Timeout", "the request took too long");
+const MALFORMED: Refusal = Refusal("400 Bad Request", "this is no HTTP/1.1 request");
+const URI_TOO_LONG: Refusal = Refusal("414 URI Too Long", "the address is too long");
+const HEAD_TOO_LARGE: Refusal = Refusal(
+    "431 Request Header Fields Too Large",
+    "the head of a request has at most 16 KiB and 100 fields",
+);
+
+impl Refusal {
+    fn head_and_body(self) -> Bytes {
+        let Self(status, reason) = self;
+        let length = reason.len() + 1;
+        format!(
+            "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             content-length: {length}\r\n\r\n{reason}\n"
+        )
+        .into()
+    }
+}
+
+/// A stream on which what hyper answers by itself, without a word, gets a reason.
+struct Explaining<S> {
+    stream: S,
+    progress: Progress,
+    /// What is said in the place of hyper's answer, as far as it is not written yet.
+    words: Option<Bytes>,
+}
+
+impl<S> Explaining<S> {
+    fn new(stream: S, progress: &Progress) -> Self {
+        Self {
+            stream,
+            progress: progress.clone(),
+            words: None,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Explaining<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Explaining<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let status = bytes.get("HTTP/1.1 ".len()..).and_then(<[u8]>::first_chunk);
+        if this.words.is_none() && this.progress.allowance().is_none() && status != Some(b"100") {
+            let refusal = match status {
+                Some(b"414") => URI_TOO_LONG,
+                Some(b"431") => HEAD_TOO_LARGE,
+                _ => MALFORMED,
+            };
+            this.words = Some(refusal.head_and_body());
+        }
+        let Some(words) = &mut this.words else {
+            return Pin::new(&mut this.stream).poll_write(cx, bytes);
+        };
+        while !words.is_empty() {
+            match ready!(Pin::new(&mut this.stream).poll_write(cx, words))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => words.advance(written),
+            }
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 /// How far an exchange has come, as its two sides know it.
 #[derive(Debug, Clone, Default)]

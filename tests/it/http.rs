@@ -188,7 +188,7 @@ async fn a_request_that_takes_too_long_is_answered_408() {
             "{response}"
         );
         assert!(
-            response.ends_with("\r\n\r\nthe request took too long.\n"),
+            response.ends_with("\r\n\r\nthe request took too long\n"),
             "{response}"
         );
     }
@@ -234,4 +234,46 @@ async fn what_is_no_path_is_no_room() {
     let star = RawClient::handshake("*", "");
     let response = server.raw().await.request(&star).await;
     assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_told_so() {
+    let server = TestServer::echo().await;
+    for (request, code, reason) in [
+        ("GARBAGE\r\n\r\n".to_owned(), 400, "no HTTP/1.1 request"),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n".to_owned(),
+            400,
+            "no HTTP/1.1 request",
+        ),
+        (
+            "GET /\x01 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+            400,
+            "no HTTP/1.1 request",
+        ),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+            400,
+            "no HTTP/1.1 request",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000)),
+            431,
+            "16 KiB",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(200)),
+            431,
+            "100 fields",
+        ),
+    ] {
+        let response = server.raw().await.request(&request).await;
+        let (head, body) = response.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with(&format!("HTTP/1.1 {code} ")), "{head}");
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "{head}"
+        );
+        assert!(body.contains(reason) && body.lines().count() == 1, "{body}");
+    }
 }
