@@ -9,8 +9,8 @@
 //! | 6 | [`http`]: one exchange; [`session`]: one WebSocket from the 101 to the close frame; [`follower`]: one stream of Server-Sent Events |
 //! | 5 | [`routes`]: what a request is answered |
 //! | 4 | [`hub`]: the rooms by name |
-//! | 3 | [`admission`]: who may come in; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
-//! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages |
+//! | 3 | [`admission`]: who may come in; [`request`]: what a request says; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
+//! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages; [`refusal`]: a request that is not granted |
 //! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client |
 //! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`] |
 //!
@@ -36,6 +36,8 @@ pub mod hub;
 pub mod message;
 pub mod page;
 pub mod queue;
+pub mod refusal;
+pub mod request;
 pub mod room;
 pub mod routes;
 pub mod server;

@@ -1,42 +1,36 @@
-//! What a request is answered: the routes, and what each of them wants.
+//! What a request is answered: the routes.
 
-use std::borrow::Cow;
 use std::iter;
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use data_encoding::BASE64;
 use futures_util::stream;
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use hyper::http::response::Builder;
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use tungstenite::handshake::derive_accept_key;
 
 use crate::admission::Admission;
-use crate::config::{Config, Mode, Time};
+use crate::config::{Config, Mode};
 use crate::hub::{Hub, JoinError, Membership};
-use crate::message::{Format, Kind, MessageId};
+use crate::message::Format;
 use crate::page::{self, Body, NO_SNIFFING, whole};
+use crate::refusal::{Refusal, TEXT};
+use crate::request::{
+    Query, Want, check_handshake, check_path, host_of, is_preflight, kind_of, parse_id, tokens,
+    wants,
+};
 use crate::room::Follow;
 use crate::wire::{self, Draft, JSON_PROTOCOL};
 
-/// The longest name of a room, in bytes of the path as it was sent.
-const ROOM_NAME_MAX: usize = 256;
-
-/// Paths that are no rooms.
+/// The path that tells whether the server is up, and is no room.
 const HEALTH: &str = "/healthz";
-const METRICS: &str = "/metrics";
-
-/// How long somebody who publishes may wait for receipts, and does where nothing else is said.
-const RECEIPT_WAIT_MAX: Duration = Duration::from_secs(60);
-const RECEIPT_WAIT: Duration = Duration::from_secs(10);
 
 /// What is there to answer from.
 #[derive(Debug)]
@@ -399,235 +393,8 @@ fn respond_json(builder: Builder, body: Body) -> hyper::http::Result<Response<Bo
         .body(body)
 }
 
-const TEXT: &str = "text/plain; charset=utf-8";
-
 /// Whether a history begins right behind the id that was asked for.
 const RESUMED: &str = "wscast-resumed";
-
-/// What somebody wants who asks for a room with GET.
-#[derive(Debug, PartialEq, Eq)]
-enum Want {
-    WebSocket,
-    Events,
-    History,
-    Page,
-}
-
-fn wants(request: &Request<Incoming>) -> Want {
-    let headers = request.headers();
-    if has_token(headers, header::UPGRADE, "websocket") {
-        Want::WebSocket
-    } else if has_token(headers, header::ACCEPT, "text/event-stream") {
-        Want::Events
-    } else if Query::of(request).get("history").is_some() {
-        Want::History
-    } else {
-        Want::Page
-    }
-}
-
-fn is_preflight(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::ORIGIN)
-        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-}
-
-/// The host that a request is for (RFC 9112, section 3.2).
-fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().ok(),
-        (None, _) if request.version() < Version::HTTP_11 => Some(""),
-        _ => None,
-    };
-    let host = host.ok_or_else(|| Refusal::bad("a request names one Host"))?;
-    Ok(request.uri().authority().map_or(host, |it| it.as_str()))
-}
-
-/// Whether `path` may name a room.
-fn check_path(path: &str) -> Result<(), Refusal> {
-    if path == METRICS {
-        let reason = "this path is reserved, and no room";
-        return Err(Refusal::new(StatusCode::NOT_FOUND, reason));
-    }
-    if !path.starts_with('/') {
-        return Err(Refusal::bad("a path begins with /"));
-    }
-    if path.len() > ROOM_NAME_MAX {
-        let reason = "the name of a room has at most 256 bytes";
-        return Err(Refusal::new(StatusCode::URI_TOO_LONG, reason));
-    }
-    Ok(())
-}
-
-/// Whether a body that is a message is text or binary, by its type and, where that does not say, by
-/// itself.
-fn kind_of(content_type: Option<&HeaderValue>, body: &[u8]) -> Result<Kind, Refusal> {
-    let name = content_type.and_then(|it| it.to_str().ok());
-    let name = name.and_then(|it| it.split(';').next()).unwrap_or_default();
-    let name = name.trim().to_ascii_lowercase();
-    let is_text = std::str::from_utf8(body).is_ok();
-    if name == "application/octet-stream" {
-        return Ok(Kind::Binary);
-    }
-    let says_text =
-        name.starts_with("text/") || name == "application/json" || name.ends_with("+json");
-    match (says_text, is_text) {
-        (_, true) => Ok(Kind::Text),
-        (false, false) => Ok(Kind::Binary),
-        (true, false) => Err(Refusal::bad(
-            "the text is not UTF-8: send it so, or as application/octet-stream",
-        )),
-    }
-}
-
-/// The query of a request: `since`, `limit`, `wait`, `timeout`, `history`; others are ignored.
-struct Query<'a>(&'a str);
-
-impl<'a> Query<'a> {
-    fn of(request: &'a Request<Incoming>) -> Self {
-        Self(request.uri().query().unwrap_or_default())
-    }
-
-    fn get(&self, name: &str) -> Option<Cow<'a, str>> {
-        form_urlencoded::parse(self.0.as_bytes())
-            .find(|(it, _)| it == name)
-            .map(|(_, value)| value)
-    }
-
-    /// The last message that the client has.
-    fn since(&self) -> Result<Option<MessageId>, Refusal> {
-        let since = self.get("since");
-        since.map(|id| parse_id(&id, "since")).transpose()
-    }
-
-    /// How many messages it wants at most.
-    fn limit(&self) -> Result<usize, Refusal> {
-        match self.get("limit").map(|limit| limit.parse()) {
-            None => Ok(usize::MAX),
-            Some(Ok(limit)) if limit > 0 => Ok(limit),
-            Some(_) => Err(Refusal::bad("limit is not a number from 1")),
-        }
-    }
-
-    /// How long it waits for receipts, if it does.
-    fn wait(&self) -> Result<Option<Duration>, Refusal> {
-        match self.get("wait").as_deref() {
-            None => return Ok(None),
-            Some("delivered") => {}
-            Some(_) => return Err(Refusal::bad("wait can be delivered, and nothing else")),
-        }
-        let Some(timeout) = self.get("timeout") else {
-            return Ok(Some(RECEIPT_WAIT));
-        };
-        match timeout.parse::<Time>() {
-            Ok(time) if time.get() <= RECEIPT_WAIT_MAX => Ok(Some(time.get())),
-            _ => Err(Refusal::bad(
-                "timeout is not a time of at most a minute: write seconds (5) or a unit (500ms)",
-            )),
-        }
-    }
-}
-
-fn parse_id(id: &str, name: &str) -> Result<MessageId, Refusal> {
-    id.parse()
-        .map_err(|error| Refusal::bad(format!("{name}: {error}")))
-}
-
-/// Checks an opening handshake (RFC 6455, section 4.2.1); returns what `Sec-WebSocket-Accept` has to
-/// say.
-fn check_handshake(request: &Request<Incoming>) -> Result<String, Refusal> {
-    let headers = request.headers();
-    if request.version() != Version::HTTP_11 {
-        return Err(Refusal::bad("a WebSocket handshake needs HTTP/1.1"));
-    }
-    if !has_token(headers, header::CONNECTION, "upgrade") {
-        return Err(Refusal::bad(
-            "a WebSocket handshake needs the header Connection: Upgrade",
-        ));
-    }
-    if !request.body().is_end_stream() {
-        return Err(Refusal::bad("a WebSocket handshake has no body"));
-    }
-    if headers
-        .get(header::SEC_WEBSOCKET_VERSION)
-        .is_none_or(|version| version != "13")
-    {
-        return Err(
-            Refusal::new(StatusCode::UPGRADE_REQUIRED, "use WebSocket version 13")
-                .with(header::SEC_WEBSOCKET_VERSION, "13"),
-        );
-    }
-    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
-    let (Some(key), None) = (keys.next(), keys.next()) else {
-        return Err(Refusal::bad(
-            "a WebSocket handshake needs one Sec-WebSocket-Key",
-        ));
-    };
-    if BASE64.decode(key.as_bytes()).map_or(0, |nonce| nonce.len()) != 16 {
-        return Err(Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64"));
-    }
-    Ok(derive_accept_key(key.as_bytes()))
-}
-
-/// The tokens of a header that is a list of them, without their parameters.
-fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|it| it.split(';').next())
-        .map(str::trim)
-}
-
-/// Whether a header that is a list of tokens has `token` among them, in any case.
-fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
-    tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
-}
-
-/// A request that is not granted, with the reason in one line.
-struct Refusal {
-    status: StatusCode,
-    reason: Cow<'static, str>,
-    header: Option<(HeaderName, &'static str)>,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            reason: reason.into(),
-            header: None,
-        }
-    }
-
-    fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, reason)
-    }
-
-    fn unavailable(reason: &'static str) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")
-    }
-
-    fn with(self, name: HeaderName, value: &'static str) -> Self {
-        Self {
-            header: Some((name, value)),
-            ..self
-        }
-    }
-
-    fn into_response(self, builder: Builder) -> hyper::http::Result<Response<Body>> {
-        let mut response = builder
-            .status(self.status)
-            .header(header::CONTENT_TYPE, TEXT)
-            .header(NO_SNIFFING.0, NO_SNIFFING.1)
-            .header(header::CONNECTION, "close");
-        if let Some((name, value)) = self.header {
-            response = response.header(name, value);
-        }
-        response.body(whole(format!("{}\n", self.reason)))
-    }
-}
 
 impl From<JoinError> for Refusal {
     fn from(error: JoinError) -> Self {
