@@ -96,7 +96,9 @@ impl Http {
         let interrupted = select! {
             biased;
             // hyper says nothing to a peer that speaks HTTP/2.
-            served = &mut served => served.is_err_and(|it| it.is_parse()).then_some(MALFORMED),
+            served = &mut served => served
+                .is_err_and(|it| it.is_parse() && progress.allowance().is_none())
+                .then_some(MALFORMED),
             () = self.draining.cancelled() => Some(DRAINING),
             () = sleep(self.open_timeout) => Some(TIMED_OUT),
         };
@@ -122,8 +124,8 @@ impl Http {
             });
         }
         let close = async {
-            if let (None, None, Some(refusal)) = (answered, words, interrupted) {
-                stream.write_all(&refusal.head_and_body()).await.ok();
+            if let (None, None, Some(dismissal)) = (answered, words, interrupted) {
+                stream.write_all(&dismissal.head_and_body()).await.ok();
             }
             linger(&mut stream).await;
         };
@@ -134,21 +136,21 @@ impl Http {
 
 /// What is said to a peer without a look at its request: status, with further fields, and reason.
 #[derive(Debug, Clone, Copy)]
-struct Refusal(&'static str, &'static str);
+struct Dismissal(&'static str, &'static str);
 
-const DRAINING: Refusal = Refusal(
+const DRAINING: Dismissal = Dismissal(
     "503 Service Unavailable\r\nretry-after: 1",
     "the server is shutting down",
 );
-const TIMED_OUT: Refusal = Refusal("408 Request Timeout", "the request took too long");
-const MALFORMED: Refusal = Refusal("400 Bad Request", "this is no HTTP/1.1 request");
-const URI_TOO_LONG: Refusal = Refusal("414 URI Too Long", "the address is too long");
-const HEAD_TOO_LARGE: Refusal = Refusal(
+const TIMED_OUT: Dismissal = Dismissal("408 Request Timeout", "the request took too long");
+const MALFORMED: Dismissal = Dismissal("400 Bad Request", "this is no HTTP/1.1 request");
+const URI_TOO_LONG: Dismissal = Dismissal("414 URI Too Long", "the address is too long");
+const HEAD_TOO_LARGE: Dismissal = Dismissal(
     "431 Request Header Fields Too Large",
     "the head of a request has at most 16 KiB and 100 fields",
 );
 
-impl Refusal {
+impl Dismissal {
     fn head_and_body(self) -> Bytes {
         let Self(status, reason) = self;
         let length = reason.len() + 1;
@@ -197,12 +199,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explaining<S> {
         let this = &mut *self;
         let status = bytes.get("HTTP/1.1 ".len()..).and_then(<[u8]>::first_chunk);
         if this.words.is_none() && this.progress.allowance().is_none() && status != Some(b"100") {
-            let refusal = match status {
+            let dismissal = match status {
                 Some(b"414") => URI_TOO_LONG,
                 Some(b"431") => HEAD_TOO_LARGE,
                 _ => MALFORMED,
             };
-            this.words = Some(refusal.head_and_body());
+            this.words = Some(dismissal.head_and_body());
         }
         let Some(words) = &mut this.words else {
             return Pin::new(&mut this.stream).poll_write(cx, bytes);

@@ -123,11 +123,6 @@ impl Hub {
         Some(rooms.by_name.get(name)?.room.history(since))
     }
 
-    /// The format without a library.
-    pub fn plain(&self) -> &Plain {
-        &self.plain
-    }
-
     /// Takes no more messages and no more clients; whoever is in a room gets the rest of its log,
     /// then its end.
     pub fn seal(&self) {

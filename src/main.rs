@@ -49,7 +49,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
             eprintln!("{line}");
         }
     }
-    // As a task: what it accepts, it hands to its own thread, without waking another.
+    // As a task, it accepts on the threads that serve what it accepts, and need not wake them for it.
     tokio::spawn(server.run(stop)).await?;
     info!("stopped");
     Ok(())

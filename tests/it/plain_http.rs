@@ -494,7 +494,7 @@ async fn who_publishes_can_wait_for_receipts() {
     });
     let _stream = Stream::open(&server, "/", "").await;
 
-    let waiting = post(&server, "/?wait=delivered&timeout=300ms", b"one");
+    let waiting = post(&server, "/?wait=delivered&timeout=2", b"one");
     let answer = waiting.await;
     let id = answer["id"].as_str().unwrap().to_owned();
     // The stream is a client that cannot answer.
