@@ -75,10 +75,19 @@ impl Queue {
         state.attached
     }
 
-    /// Takes all that waits, leaving the empty `into` in its place.
+    /// Takes all that waits, leaving the empty `into` in its place; while the queue is attached, the
+    /// task is woken when there is more, whether it got something now or not.
     pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Arc<Batch>>) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
+        if state.attached
+            && !state
+                .client
+                .as_ref()
+                .is_some_and(|it| it.will_wake(cx.waker()))
+        {
+            state.client = Some(cx.waker().clone());
+        }
         // What is asked for lies in the history where the queue is detached: it is to be given first.
         let asked = state.attached && state.asked;
         if !state.batches.is_empty() || asked {
@@ -86,9 +95,11 @@ impl Queue {
             state.messages = 0;
             state.bytes = 0;
             state.asked &= !asked;
-            Poll::Ready(Taken::All { asked })
+            Poll::Ready(Taken::All {
+                asked,
+                watched: state.attached,
+            })
         } else if state.attached {
-            state.client = Some(cx.waker().clone());
             Poll::Pending
         } else {
             Poll::Ready(Taken::End)
@@ -134,6 +145,8 @@ pub enum Taken {
     All {
         /// Whether receipts are asked for, of all messages given so far.
         asked: bool,
+        /// Whether the task is woken when there is more.
+        watched: bool,
     },
     /// Nothing waits, and nothing will come.
     End,

@@ -198,6 +198,7 @@ impl Room {
             key: Some(key),
             format: follow.format,
             live: false,
+            watched: false,
             missed: 0,
             asked: false,
             next: start.next,
@@ -326,6 +327,8 @@ pub struct Subscription {
     format: Format,
     /// Whether its queue was attached when it last looked.
     live: bool,
+    /// Whether the task that looked last is woken when its queue gets something.
+    watched: bool,
     /// How many messages were forgotten before it got them, and it was not told yet.
     missed: u64,
     /// Whether receipts are asked for, of all that was given.
@@ -358,11 +361,17 @@ impl Subscription {
                 continue;
             }
             match ready!(self.queue.poll_take(cx, &mut self.taken)) {
-                Taken::All { asked } => self.asked = asked,
+                Taken::All { asked, watched } => (self.asked, self.watched) = (asked, watched),
                 Taken::End => self.live = false,
             }
         }
         Poll::Ready(Ok(self.give(frames)))
+    }
+
+    /// Whether the task that asked last is woken when there is more, so that it need not ask again
+    /// before.
+    pub fn is_watched(&self) -> bool {
+        self.watched
     }
 
     /// Appends to `frames` the next piece of what the history held when it joined; returns how many
@@ -423,6 +432,7 @@ impl Subscription {
 
     /// Takes the next piece of the history; goes live where that reaches the end of the log.
     fn read_history(&mut self, log: &mut Log) -> Result<(), Disconnect> {
+        self.watched = false;
         // In echo mode what came after the join was answered to its sender and concerns nobody else.
         let end = match self.room.mode {
             Mode::Echo => self.joined_at,

@@ -2,15 +2,15 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::select;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{Level, Span, debug, enabled};
 
 use crate::config::{Config, Mode};
@@ -28,7 +28,7 @@ pub struct Session<S> {
     config: Arc<Config>,
     socket: Socket<S>,
     membership: Membership,
-    heartbeat: Option<Heartbeat>,
+    pulse: Option<Box<Pulse>>,
     plain: Arc<Plain>,
     /// The last message that was answered, in echo mode.
     answered: Option<MessageId>,
@@ -36,7 +36,27 @@ pub struct Session<S> {
     draft: Draft,
     /// To be written.
     outbox: Vec<Bytes>,
+    /// How often others have their turn before more is read.
+    yields: usize,
     farewell: Farewell,
+}
+
+/// The heartbeat, and what wakes us for it.
+#[derive(Debug)]
+struct Pulse {
+    heartbeat: Heartbeat,
+    alarm: Pin<Box<Sleep>>,
+}
+
+/// What a session waits for between two turns, other than for its client or its room to say something.
+#[derive(Debug)]
+enum Pause {
+    /// The client, to take what is left of the outbox.
+    Write,
+    /// The other sessions, to have their turns.
+    Yield,
+    /// The heartbeat.
+    Beat,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
@@ -50,21 +70,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         span: Span,
     ) -> Self {
         let farewell = Farewell::new(span);
-        let now = Instant::now();
-        let (interval, timeout) = (config.ping_interval.get(), config.ping_timeout.get());
-        let grace = config.write_timeout.get();
-        let beats = !interval.is_zero();
+        let plain = membership.presence.plain().clone();
         let mut socket = Socket::new(stream, config.clone());
         let mut draft = Draft::default();
-        socket.decode_ahead(ahead, encode(membership.presence.plain(), &mut draft));
+        socket.decode_ahead(ahead, encode(&plain, &mut draft));
         Self {
             socket,
-            heartbeat: beats.then(|| Heartbeat::new(interval, timeout, grace, now)),
-            plain: membership.presence.plain().clone(),
             membership,
+            pulse: Pulse::new(&config).map(Box::new),
+            plain,
             answered: None,
             draft,
             outbox: Vec::new(),
+            yields: 0,
             farewell,
             config,
         }
@@ -81,38 +99,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
+        Box::pin(self.begin()).await?;
+        // What is done for every message is done in a turn, without waiting. What waits has a box of its own,
+        // so that the future of a session stays small.
+        loop {
+            match poll_fn(|cx| self.poll_turn(cx)).await? {
+                Pause::Write => Box::pin(self.write()).await?,
+                Pause::Beat => Box::pin(self.beat()).await?,
+                Pause::Yield => yield_now().await,
+            }
+        }
+    }
+
+    /// Greets the client and publishes what it sent ahead.
+    async fn begin(&mut self) -> Result<(), Disconnect> {
         self.outbox.extend(self.membership.greeting());
         if self.config.mode == Mode::Echo {
             self.replay().await?;
         }
         self.write().await?;
-        self.publish_draft().await?;
-
-        let alarm = sleep_until(
-            self.heartbeat
-                .as_ref()
-                .map_or_else(Instant::now, Heartbeat::due),
-        );
-        tokio::pin!(alarm);
-        loop {
-            select! {
-                read = poll_fn(|cx| self.socket.poll_read(cx, encode(&self.plain, &mut self.draft))) => {
-                    read?;
-                    self.publish_draft().await?;
-                    self.socket.end_turn().await;
-                }
-                sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
-                    self.farewell.sent += sent?;
-                    self.write().await?;
-                    self.ask_for_receipt().await?;
-                }
-                () = alarm.as_mut(), if self.heartbeat.is_some() => {
-                    if let Some(due) = self.beat().await? {
-                        alarm.as_mut().reset(due);
-                    }
-                }
-            }
-        }
+        self.publish_draft();
+        Ok(())
     }
 
     /// Writes the history of an echo room before anything is read, so that answers come behind it.
@@ -127,31 +134,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    /// Publishes what was read, batch by batch, and writes what that brings to this client itself
-    /// before more is read: one that sends without reading holds up itself.
-    async fn publish_draft(&mut self) -> Result<(), Disconnect> {
+    /// Publishes what the client says and writes what the room says, until neither says anything or
+    /// something has to be waited for.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pause, Disconnect>> {
+        if let Some(pulse) = &mut self.pulse
+            && pulse.alarm.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Ok(Pause::Beat));
+        }
+        loop {
+            // Answers leave first. The end of the room must not overtake them.
+            if !self.socket.try_write(cx, &mut self.outbox)? {
+                return Poll::Ready(Ok(Pause::Write));
+            }
+            // What the room says comes before more is read: a client that sends without reading holds up itself.
+            let subscription = &mut self.membership.subscription;
+            let given = subscription.poll_next(cx, &mut self.outbox)?;
+            if let Poll::Ready(sent) = given {
+                self.farewell.sent += sent;
+                if self.membership.subscription.take_asked() {
+                    self.push_ping();
+                }
+                if !self.socket.try_write(cx, &mut self.outbox)? {
+                    return Poll::Ready(Ok(Pause::Write));
+                }
+            }
+            // The others have their turn before more is read: then that is more at once, and their
+            // queues do not fill only because a sender is faster than the scheduler.
+            if self.yields > 0 {
+                self.yields -= 1;
+                return Poll::Ready(Ok(Pause::Yield));
+            }
+            let read = self
+                .socket
+                .poll_read(cx, encode(&self.plain, &mut self.draft))?;
+            if read.is_ready() {
+                self.publish_draft();
+                self.yields += usize::from(self.socket.end_turn());
+            } else if given.is_pending() || self.membership.subscription.is_watched() {
+                self.outbox.shrink_to(KEPT_CAPACITY);
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Publishes what was read, batch by batch.
+    fn publish_draft(&mut self) {
         self.hear();
         self.take_receipt();
         let mut audience = 0;
         while let Some(frames) = self.draft.take() {
             audience = self.publish(frames);
         }
-        // In echo mode nothing of its own waits, and the end of the room must not overtake answers.
-        if self.config.mode == Mode::Broadcast {
-            let subscription = &mut self.membership.subscription;
-            let own = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx, &mut self.outbox))).await;
-            if let Poll::Ready(sent) = own {
-                self.farewell.sent += sent?;
-            }
-        }
-        self.write().await?;
-        self.ask_for_receipt().await?;
-        // The others have their turn before more is read: then that is more at once, and their
-        // queues do not fill only because a sender is faster than the scheduler.
-        for _ in 0..audience / TASKS_PER_YIELD {
-            yield_now().await;
-        }
-        Ok(())
+        self.yields += audience / TASKS_PER_YIELD;
     }
 
     /// Publishes a batch; returns how many clients it waits for. In echo mode, it is the answer.
@@ -182,53 +217,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Arc::strong_count(&batch)
     }
 
-    /// Writes the outbox.
+    /// Writes the outbox, however long the client takes for that.
     async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
         self.outbox.shrink_to(KEPT_CAPACITY);
-        if waited && let Some(heartbeat) = &mut self.heartbeat {
-            heartbeat.took(Instant::now());
+        if waited && let Some(pulse) = &mut self.pulse {
+            pulse.heartbeat.took(Instant::now());
         }
         Ok(())
     }
 
-    /// Does what the heartbeat asks for; returns when it will ask next.
-    async fn beat(&mut self) -> Result<Option<Instant>, Disconnect> {
+    /// Does what the heartbeat asks for, and sets the alarm for when it will ask next.
+    async fn beat(&mut self) -> Result<(), Disconnect> {
         self.hear();
-        let Some(heartbeat) = &self.heartbeat else {
-            return Ok(None);
+        let Some(pulse) = &mut self.pulse else {
+            return Ok(());
         };
-        match heartbeat.check(Instant::now()) {
+        match pulse.heartbeat.check(Instant::now()) {
             Beat::Wait => {}
-            Beat::Ping => self.ping().await?,
+            Beat::Ping => {
+                self.push_ping();
+                self.write().await?;
+                if let Some(pulse) = &mut self.pulse {
+                    pulse.heartbeat.pinged(Instant::now());
+                }
+            }
             Beat::GiveUp => self.listen_once_more().await?,
         }
-        Ok(self.heartbeat.as_ref().map(Heartbeat::due))
-    }
-
-    async fn ping(&mut self) -> Result<(), Disconnect> {
-        self.write_ping().await?;
-        if let Some(heartbeat) = &mut self.heartbeat {
-            heartbeat.pinged(Instant::now());
+        if let Some(pulse) = &mut self.pulse {
+            pulse.alarm.as_mut().reset(pulse.heartbeat.due());
         }
         Ok(())
     }
 
-    /// Writes a ping that names what was written last.
-    async fn write_ping(&mut self) -> Result<(), Disconnect> {
+    /// Has a ping written that names what was written last.
+    ///
+    /// Where a publisher waits for what the client has, the heartbeat knows nothing of it: or a client that is dead
+    /// would never be found out while somebody asks for it.
+    fn push_ping(&mut self) {
         // Answers come behind the history.
         let last = self.answered.or(self.membership.subscription.last());
         self.outbox.push(wire::ping(last));
-        self.write().await
-    }
-
-    /// Has the client say what it has, where a publisher waits for that. The heartbeat knows nothing
-    /// of it: or a client that is dead would never be found out while somebody asks for it.
-    async fn ask_for_receipt(&mut self) -> Result<(), Disconnect> {
-        if self.membership.subscription.take_asked() {
-            self.write_ping().await?;
-        }
-        Ok(())
     }
 
     /// Takes the client's last pong for what it is: a receipt for all messages up to the one named.
@@ -253,7 +282,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         });
         if let Poll::Ready(read) = read.await {
             read?;
-            return self.publish_draft().await;
+            self.publish_draft();
+            return Ok(());
         }
         if self.hear() {
             Ok(())
@@ -265,10 +295,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Tells the heartbeat if anything came from the client, and returns whether it did.
     fn hear(&mut self) -> bool {
         let heard = self.socket.heard();
-        if heard && let Some(heartbeat) = &mut self.heartbeat {
-            heartbeat.heard();
+        if heard && let Some(pulse) = &mut self.pulse {
+            pulse.heartbeat.heard();
         }
         heard
+    }
+}
+
+impl Pulse {
+    /// A heart that beats as `config` says, if it does.
+    fn new(config: &Config) -> Option<Self> {
+        let (interval, timeout) = (config.ping_interval.get(), config.ping_timeout.get());
+        if interval.is_zero() {
+            return None;
+        }
+        let grace = config.write_timeout.get();
+        let heartbeat = Heartbeat::new(interval, timeout, grace, Instant::now());
+        let alarm = Box::pin(sleep_until(heartbeat.due()));
+        Some(Self { heartbeat, alarm })
     }
 }
 

@@ -50,7 +50,7 @@ pub struct Socket<S> {
     turn: usize,
     /// Whether anything was read.
     heard: bool,
-    /// A write was given up, maybe amid a frame: nothing can follow.
+    /// A write is not done, maybe amid a frame: nothing but the rest of it can follow.
     torn: bool,
     config: Arc<Config>,
 }
@@ -154,12 +154,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Lets others have their turn if this client was read for long without a pause.
-    pub async fn end_turn(&mut self) {
-        if self.is_turn_over() {
+    /// Ends this client's turn, if it was read for long without a pause; returns whether others are to
+    /// have theirs before more is read.
+    pub fn end_turn(&mut self) -> bool {
+        let over = self.is_turn_over();
+        if over {
             self.turn = 0;
-            yield_now().await;
         }
+        over
     }
 
     /// Whether as much was read without a pause as one read may bring: without this bound one
@@ -178,6 +180,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         mem::take(&mut self.heard)
     }
 
+    /// Hands `frames` to the kernel, once, and removes what it takes; returns whether that is all of
+    /// them. What is left is to be [written](Self::write) next.
+    ///
+    /// # Errors
+    /// [`Disconnect::Transport`].
+    pub fn try_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        frames: &mut Vec<Bytes>,
+    ) -> Result<bool, Disconnect> {
+        self.put_answers_first(frames);
+        if frames.is_empty() {
+            return Ok(true);
+        }
+        if let Poll::Ready(written) = poll_write(&mut self.stream, cx, frames) {
+            let left = advance(frames, written.map_err(Disconnect::Transport)?).len();
+            frames.drain(..frames.len() - left);
+        }
+        self.torn = !frames.is_empty();
+        Ok(!self.torn)
+    }
+
     /// Writes and removes whole frames, in as few writes as possible; returns whether the client
     /// kept them waiting.
     ///
@@ -185,13 +209,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// [`Disconnect::Stalled`] when the client took nothing for the write timeout, and
     /// [`Disconnect::Transport`].
     pub async fn write(&mut self, frames: &mut Vec<Bytes>) -> Result<bool, Disconnect> {
-        if let Some(answers) = self.decoder.answers() {
-            frames.insert(0, mem::take(answers).into());
+        // Behind the rest of a frame there is no place for answers.
+        if !self.torn {
+            self.put_answers_first(frames);
         }
         self.torn = true;
         let waited = write(&mut self.stream, frames, self.config.write_timeout.get()).await?;
         self.torn = false;
         Ok(waited)
+    }
+
+    fn put_answers_first(&mut self, frames: &mut Vec<Bytes>) {
+        if let Some(answers) = self.decoder.answers() {
+            frames.insert(0, mem::take(answers).into());
+        }
     }
 
     /// Ends the connection for the reason `why`: tells the client, lets it answer, closes.
@@ -220,7 +251,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             return linger(&mut self.stream).await;
         }
         while poll_fn(|cx| self.poll_read(cx, |_, _| {})).await.is_ok() {
-            self.end_turn().await;
+            if self.end_turn() {
+                yield_now().await;
+            }
         }
     }
 }
