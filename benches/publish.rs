@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 
 use divan::Bencher;
 use wscast::config::{Config, Mode, Size};
-use wscast::message::Kind;
+use wscast::message::{Kind, Outbox};
 use wscast::room::{Follow, Room, Subscription};
 use wscast::wire::{Draft, Plain};
 
@@ -34,7 +34,7 @@ fn publish(bencher: Bencher<'_, '_>, clients: usize) {
         .with_inputs(|| {
             let mut cx = Context::from_waker(Waker::noop());
             for subscription in subscriptions.borrow_mut().iter_mut() {
-                let _ = subscription.poll_next(&mut cx, &mut Vec::new());
+                let _ = subscription.poll_next(&mut cx, &mut Outbox::new());
             }
             let mut draft = Draft::default();
             plain.encode(Kind::Text, &[b'x'; 64], &mut draft);

@@ -230,7 +230,7 @@ fn closed(frame: Option<CloseFrame>) -> Disconnect {
             code: CloseCode::Protocol,
             reason,
         }) if reason == "Protocol violation" => Disconnect::Protocol,
-        frame => Disconnect::ByClient(frame),
+        frame => Disconnect::ByClient(frame.map(|it| it.code)),
     }
 }
 

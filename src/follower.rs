@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
+use smallvec::smallvec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::select;
 use tokio::time::{Instant, Interval, interval_at, timeout};
@@ -16,7 +17,7 @@ use crate::config::{Config, Time};
 use crate::disconnect::Disconnect;
 use crate::farewell::Farewell;
 use crate::hub::Membership;
-use crate::message::Format;
+use crate::message::{Format, Outbox};
 use crate::socket::{linger, write};
 use crate::wire::{self, Event};
 
@@ -27,7 +28,7 @@ pub struct Follower<S> {
     stream: S,
     membership: Membership,
     /// To be written.
-    outbox: Vec<Bytes>,
+    outbox: Outbox,
     farewell: Farewell,
 }
 
@@ -50,7 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
             config,
             stream,
             membership,
-            outbox: vec![head],
+            outbox: smallvec![head],
             farewell: Farewell::new(span),
         }
     }
@@ -62,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
         let why = self.farewell.why.insert(why);
         if matches!(why, Disconnect::ShuttingDown) {
             let close = async {
-                let mut last = vec![COME_BACK];
+                let mut last = smallvec![COME_BACK];
                 let patience = self.config.write_timeout.get();
                 if write(&mut self.stream, &mut last, patience).await.is_ok() {
                     linger(&mut self.stream).await;

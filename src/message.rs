@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 /// The name of a message in its room, written `<epoch>-<seq>`; ids only ever grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +66,10 @@ pub struct Rendition {
     pub ends: Vec<usize>,
 }
 
+/// What is to be written to one client; room for the one thing that it mostly is, without an
+/// allocation.
+pub type Outbox = SmallVec<[Bytes; 1]>;
+
 /// What kind of WebSocket message it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -78,10 +83,13 @@ pub enum Kind {
 #[derive(Debug, Clone, Default)]
 pub struct Frames {
     bytes: Bytes,
-    marks: Vec<Mark>,
+    marks: Marks,
     /// Of all messages together.
     payload_bytes: usize,
 }
+
+/// One for each frame; most batches have one message.
+pub type Marks = SmallVec<[Mark; 1]>;
 
 /// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +104,7 @@ pub struct Mark {
 
 impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
-    pub fn new(bytes: Bytes, marks: Vec<Mark>) -> Self {
+    pub fn new(bytes: Bytes, marks: Marks) -> Self {
         debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
         let payload_bytes = marks.iter().map(|mark| mark.payload).sum();
         Self {
@@ -245,7 +253,7 @@ mod tests {
         };
         let frames = Frames::new(
             Bytes::from_static(b"abcdef"),
-            vec![mark(1, 1), mark(3, 0), mark(6, 2)],
+            [mark(1, 1), mark(3, 0), mark(6, 2)].into_iter().collect(),
         );
         let batch = Batch::new(MessageId { epoch: 7, seq: 5 }, frames);
         assert_eq!(batch.seqs(), 5..8);

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 use crate::message::Batch;
+
+/// What waits, in order; room for what mostly waits, without an allocation.
+pub type Batches = SmallVec<[Arc<Batch>; 2]>;
 
 /// What may wait for one client; one batch may always, however large.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +39,7 @@ pub struct Queue(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    batches: Vec<Arc<Batch>>,
+    batches: Batches,
     messages: usize,
     bytes: usize,
     attached: bool,
@@ -77,7 +81,7 @@ impl Queue {
 
     /// Takes all that waits, leaving the empty `into` in its place; while the queue is attached, the
     /// task is woken when there is more, whether it got something now or not.
-    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Arc<Batch>>) -> Poll<Taken> {
+    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Batches) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
         if state.attached

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::mpsc;
@@ -16,8 +15,8 @@ use tokio::time::timeout;
 use crate::config::{Config, Mode};
 use crate::disconnect::Disconnect;
 use crate::history::History;
-use crate::message::{Batch, Format, Frames, MessageId};
-use crate::queue::{Bound, Queue, Taken};
+use crate::message::{Batch, Format, Frames, MessageId, Outbox};
+use crate::queue::{Batches, Bound, Queue, Taken};
 use crate::wire::{self, Event};
 
 /// One ordered log. Its tail is the history; whoever has read up to its end has a queue that gets
@@ -204,7 +203,7 @@ impl Room {
             next: start.next,
             last: None,
             joined_at,
-            taken: Vec::new(),
+            taken: Batches::new(),
         };
         // Where nothing is left to read the room is sealed, which it says again when asked.
         subscription.read_history(&mut log).ok();
@@ -340,7 +339,7 @@ pub struct Subscription {
     /// Sequence number of the first message after it joined.
     joined_at: u64,
     /// Taken from history or queue, and not given yet.
-    taken: Vec<Arc<Batch>>,
+    taken: Batches,
 }
 
 impl Subscription {
@@ -353,7 +352,7 @@ impl Subscription {
     pub fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-        frames: &mut Vec<Bytes>,
+        frames: &mut Outbox,
     ) -> Poll<Result<u64, Disconnect>> {
         while self.taken.is_empty() && self.missed == 0 && !self.asked {
             if !self.live {
@@ -379,7 +378,7 @@ impl Subscription {
     ///
     /// # Errors
     /// As [`poll_next`](Self::poll_next).
-    pub fn replay(&mut self, frames: &mut Vec<Bytes>) -> Result<u64, Disconnect> {
+    pub fn replay(&mut self, frames: &mut Outbox) -> Result<u64, Disconnect> {
         if self.taken.is_empty() && self.next < self.joined_at {
             self.lock_and_read()?;
         }
@@ -472,7 +471,7 @@ impl Subscription {
     }
 
     /// Moves on over what was taken; returns how many messages that is.
-    fn give(&mut self, frames: &mut Vec<Bytes>) -> u64 {
+    fn give(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
             let missed = Some(mem::take(&mut self.missed));
             frames.push(wire::render_event(&Event::Gap { missed }, self.format));
@@ -485,7 +484,7 @@ impl Subscription {
             self.last = Some(batch.last_id());
         }
         if self.taken.capacity() > KEPT_CAPACITY {
-            self.taken = Vec::new();
+            self.taken = Batches::new();
         }
         self.next - before
     }
@@ -504,6 +503,7 @@ impl Drop for Subscription {
 mod tests {
     use std::task::Waker;
 
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -575,7 +575,7 @@ mod tests {
 
     /// Asks once.
     fn ask(subscription: &mut Subscription) -> Poll<Result<Vec<u64>, Disconnect>> {
-        let mut frames = Vec::new();
+        let mut frames = Outbox::new();
         let mut cx = Context::from_waker(Waker::noop());
         subscription
             .poll_next(&mut cx, &mut frames)
@@ -666,7 +666,7 @@ mod tests {
         (0..3).for_each(|_| room.publish(1));
         let mut subscription = room.room.subscribe(Follow::default()).0;
         (0..3).for_each(|_| room.publish(1));
-        let (mut frames, mut counts) = (Vec::new(), Vec::new());
+        let (mut frames, mut counts) = (Outbox::new(), Vec::new());
         while let count @ 1.. = subscription.replay(&mut frames).unwrap() {
             counts.push(count);
         }
@@ -678,7 +678,7 @@ mod tests {
 
     /// What a subscription of the JSON format is told, each event as `type number`.
     fn events(subscription: &mut Subscription) -> Vec<String> {
-        let mut frames = Vec::new();
+        let mut frames = Outbox::new();
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(given) = subscription.poll_next(&mut cx, &mut frames) {
             given.unwrap();
@@ -719,7 +719,7 @@ mod tests {
         (0..9).for_each(|_| room.publish(1));
         room.room.trim_to(0);
         room.room.seal();
-        let (mut frames, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
+        let (mut frames, mut cx) = (Outbox::new(), Context::from_waker(Waker::noop()));
         for told in [true, true, false] {
             let given = subscription.poll_next(&mut cx, &mut frames);
             assert!(matches!(given, Poll::Ready(given) if given.is_ok() == told));
@@ -747,7 +747,7 @@ mod tests {
         (0..5).for_each(|_| room.publish(1));
         let waiting = room.room.ask_receipts(5);
         let (late, _) = room.room.subscribe(Follow::default());
-        let mut frames = Vec::new();
+        let mut frames = Outbox::new();
         let mut cx = Context::from_waker(Waker::noop());
         let mut asked = Vec::new();
         while let Poll::Ready(given) = slow.poll_next(&mut cx, &mut frames) {

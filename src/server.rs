@@ -22,7 +22,7 @@ use crate::admission::Admission;
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::follower::Follower;
-use crate::http::Http;
+use crate::http::{Guest, Http};
 use crate::hub::Hub;
 use crate::message::Format;
 use crate::routes::Routes;
@@ -200,28 +200,52 @@ impl Monitor {
 }
 
 /// One connection from its first byte to its last; `permit` is its place.
-async fn serve(
+///
+/// Its future is what a client costs through its life. The exchange has a box of its own, and what
+/// the exchange leaves behind is a session and nothing else.
+fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     has_place: bool,
     permit: OwnedSemaphorePermit,
     http: Http,
     config: Arc<Config>,
-) {
-    // In a box of its own, so that a client does not carry the room for it through its life.
-    let Some(guest) = Box::pin(http.serve(stream, has_place)).await else {
-        return;
-    };
-    let span = info_span!("client", %peer, room = guest.room);
-    let (stream, membership) = (guest.stream, guest.membership);
-    if membership.subscription.format() == Format::EventStream {
-        let mut follower = Follower::new(stream, guest.head, membership, config, span);
-        Box::pin(follower.run()).await;
-    } else {
-        let mut session = Session::new(stream, guest.ahead, membership, config, span);
-        session.run().await;
+) -> impl Future<Output = ()> {
+    let exchange = Box::pin(http.serve(stream, has_place));
+    async move {
+        let mut client = match exchange.await {
+            Some(guest) => Client::new(guest, peer, config),
+            None => return,
+        };
+        match &mut client {
+            Client::WebSocket(session) => session.run().await,
+            Client::EventStream(follower) => Box::pin(follower.run()).await,
+        }
+        drop(permit);
     }
-    drop(permit);
+}
+
+/// Somebody who follows a room.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would cost every message a memory access that nothing has prepared"
+)]
+enum Client {
+    WebSocket(Session<TcpStream>),
+    EventStream(Box<Follower<TcpStream>>),
+}
+
+impl Client {
+    fn new(guest: Guest<TcpStream>, peer: SocketAddr, config: Arc<Config>) -> Self {
+        let span = info_span!("client", %peer, room = guest.room);
+        let (stream, membership) = (guest.stream, guest.membership);
+        if membership.subscription.format() == Format::EventStream {
+            let follower = Follower::new(stream, guest.head, membership, config, span);
+            Self::EventStream(Box::new(follower))
+        } else {
+            Self::WebSocket(Session::new(stream, guest.ahead, membership, config, span))
+        }
+    }
 }
 
 /// Says where a task of ours failed; its connection is closed, and all it held is given back.

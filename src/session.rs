@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -17,8 +16,9 @@ use crate::config::{Config, Mode};
 use crate::disconnect::Disconnect;
 use crate::farewell::Farewell;
 use crate::heartbeat::{Beat, Heartbeat};
-use crate::hub::Membership;
-use crate::message::{Frames, Kind, MessageId};
+use crate::hub::{Membership, Presence};
+use crate::message::{Frames, Kind, MessageId, Outbox};
+use crate::room::Subscription;
 use crate::socket::Socket;
 use crate::wire::{self, Draft, Plain};
 
@@ -27,7 +27,8 @@ use crate::wire::{self, Draft, Plain};
 pub struct Session<S> {
     config: Arc<Config>,
     socket: Socket<S>,
-    membership: Membership,
+    subscription: Subscription,
+    presence: Presence,
     pulse: Option<Box<Pulse>>,
     plain: Arc<Plain>,
     /// The last message that was answered, in echo mode.
@@ -35,7 +36,7 @@ pub struct Session<S> {
     /// Read, and not yet published.
     draft: Draft,
     /// To be written.
-    outbox: Vec<Bytes>,
+    outbox: Outbox,
     /// How often others have their turn before more is read.
     yields: usize,
     farewell: Farewell,
@@ -76,12 +77,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         socket.decode_ahead(ahead, encode(&plain, &mut draft));
         Self {
             socket,
-            membership,
+            outbox: membership.greeting().into_iter().collect(),
+            subscription: membership.subscription,
+            presence: membership.presence,
             pulse: Pulse::new(&config).map(Box::new),
             plain,
             answered: None,
             draft,
-            outbox: Vec::new(),
             yields: 0,
             farewell,
             config,
@@ -92,7 +94,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub async fn run(&mut self) {
         let Err(why) = self.serve().await;
         // Out of the room first: the close frame and its answer may take a while.
-        self.membership.subscription.leave();
+        self.subscription.leave();
         let why = self.farewell.why.insert(why);
         // In a box of its own: a client should not carry the room for it through its life.
         Box::pin(self.socket.finish(why)).await;
@@ -113,7 +115,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Greets the client and publishes what it sent ahead.
     async fn begin(&mut self) -> Result<(), Disconnect> {
-        self.outbox.extend(self.membership.greeting());
         if self.config.mode == Mode::Echo {
             self.replay().await?;
         }
@@ -125,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Writes the history of an echo room before anything is read, so that answers come behind it.
     async fn replay(&mut self) -> Result<(), Disconnect> {
         loop {
-            let sent = self.membership.subscription.replay(&mut self.outbox)?;
+            let sent = self.subscription.replay(&mut self.outbox)?;
             if sent == 0 {
                 return Ok(());
             }
@@ -148,11 +149,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 return Poll::Ready(Ok(Pause::Write));
             }
             // What the room says comes before more is read: a client that sends without reading holds up itself.
-            let subscription = &mut self.membership.subscription;
+            let subscription = &mut self.subscription;
             let given = subscription.poll_next(cx, &mut self.outbox)?;
             if let Poll::Ready(sent) = given {
                 self.farewell.sent += sent;
-                if self.membership.subscription.take_asked() {
+                if self.subscription.take_asked() {
                     self.push_ping();
                 }
                 if !self.socket.try_write(cx, &mut self.outbox)? {
@@ -171,8 +172,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if read.is_ready() {
                 self.publish_draft();
                 self.yields += usize::from(self.socket.end_turn());
-            } else if given.is_pending() || self.membership.subscription.is_watched() {
-                self.outbox.shrink_to(KEPT_CAPACITY);
+            } else if given.is_pending() || self.subscription.is_watched() {
+                if self.outbox.capacity() > KEPT_CAPACITY {
+                    self.outbox = Outbox::new();
+                }
                 return Poll::Pending;
             }
         }
@@ -197,14 +200,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             log_each(span, "Received from client", &frames);
         }
         // A sealed room takes nothing; what it holds is still to be written before the end.
-        let Ok(batch) = self.membership.presence.publish(frames) else {
+        let Ok(batch) = self.presence.publish(frames) else {
             return 0;
         };
         match self.config.mode {
             Mode::Echo => {
                 self.farewell.sent += batch.len() as u64;
                 self.answered = Some(batch.last_id());
-                let format = self.membership.subscription.format();
+                let format = self.subscription.format();
                 let answer = wire::render(&batch, format, batch.seqs().start);
                 self.outbox.push(answer);
             }
@@ -220,7 +223,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Writes the outbox, however long the client takes for that.
     async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
-        self.outbox.shrink_to(KEPT_CAPACITY);
         if waited && let Some(pulse) = &mut self.pulse {
             pulse.heartbeat.took(Instant::now());
         }
@@ -256,7 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// would never be found out while somebody asks for it.
     fn push_ping(&mut self) {
         // Answers come behind the history.
-        let last = self.answered.or(self.membership.subscription.last());
+        let last = self.answered.or(self.subscription.last());
         self.outbox.push(wire::ping(last));
     }
 
@@ -266,7 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return;
         };
         if let Ok(Ok(id)) = std::str::from_utf8(&pong).map(str::parse) {
-            self.membership.subscription.acknowledge(id);
+            self.subscription.acknowledge(id);
         }
     }
 
@@ -330,7 +332,7 @@ fn encode(plain: &Plain, draft: &mut Draft) -> impl FnMut(Kind, &[u8]) {
 /// About as many tasks the runtime runs before one that yielded is run again.
 const TASKS_PER_YIELD: usize = 61;
 
-/// A list that grew longer than this in a burst is cut back, so that idle clients stay small.
+/// A list that grew longer than this in a burst is given back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
 /// The beginning of a message for the log, on one line whatever the client sent.

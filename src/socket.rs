@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::disconnect::Disconnect;
 use crate::door::PARTIAL_MAX;
-use crate::message::Kind;
+use crate::message::{Kind, Outbox};
 
 /// What one read of the kernel may bring. Large messages are cheap by the byte; of small ones this
 /// many bytes would be thousands, and keep the thread from all others for too long.
@@ -188,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub fn try_write(
         &mut self,
         cx: &mut Context<'_>,
-        frames: &mut Vec<Bytes>,
+        frames: &mut Outbox,
     ) -> Result<bool, Disconnect> {
         self.put_answers_first(frames);
         if frames.is_empty() {
@@ -196,7 +196,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
         if let Poll::Ready(written) = poll_write(&mut self.stream, cx, frames) {
             let left = advance(frames, written.map_err(Disconnect::Transport)?).len();
-            frames.drain(..frames.len() - left);
+            let written = frames.len() - left;
+            frames.drain(..written);
         }
         self.torn = !frames.is_empty();
         Ok(!self.torn)
@@ -208,7 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// # Errors
     /// [`Disconnect::Stalled`] when the client took nothing for the write timeout, and
     /// [`Disconnect::Transport`].
-    pub async fn write(&mut self, frames: &mut Vec<Bytes>) -> Result<bool, Disconnect> {
+    pub async fn write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
         // Behind the rest of a frame there is no place for answers.
         if !self.torn {
             self.put_answers_first(frames);
@@ -219,7 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Ok(waited)
     }
 
-    fn put_answers_first(&mut self, frames: &mut Vec<Bytes>) {
+    fn put_answers_first(&mut self, frames: &mut Outbox) {
         if let Some(answers) = self.decoder.answers() {
             frames.insert(0, mem::take(answers).into());
         }
@@ -238,13 +239,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// The closing handshake (RFC 6455, section 7.1.2), as far as the client takes part in it.
     async fn close(&mut self, why: &Disconnect) {
         // Answers that wait could leave no space for the close frame.
-        if self.write(&mut Vec::new()).await.is_err() {
+        if self.write(&mut Outbox::new()).await.is_err() {
             return;
         }
         let frame = why.close_frame();
         let ours = frame.is_some();
         self.decoder.close(frame);
-        if self.write(&mut Vec::new()).await.is_err() || !ours {
+        if self.write(&mut Outbox::new()).await.is_err() || !ours {
             return;
         }
         if why.is_violation() {
@@ -273,7 +274,7 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
 /// [`Disconnect::Stalled`] when the peer took nothing for so long, and [`Disconnect::Transport`].
 pub async fn write<S: AsyncWrite + Unpin>(
     stream: &mut S,
-    frames: &mut Vec<Bytes>,
+    frames: &mut Outbox,
     patience: Duration,
 ) -> Result<bool, Disconnect> {
     let mut waited = false;

@@ -13,7 +13,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
 use crate::config::Config;
-use crate::message::{Batch, Format, Frames, Kind, Mark, Rendition};
+use crate::message::{Batch, Format, Frames, Kind, Mark, Marks, Rendition};
 
 /// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub struct Draft {
     /// Batches of the full size.
     full: VecDeque<Frames>,
     bytes: Vec<u8>,
-    marks: Vec<Mark>,
+    marks: Marks,
     /// Size of the last batch in messages and bytes: what the next one probably needs, at once.
     usual: (usize, usize),
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use wscast::config::{Config, Mode};
-use wscast::message::Kind;
+use wscast::message::{Kind, Outbox};
 use wscast::room::{Follow, Room, Subscription};
 use wscast::wire::{Draft, Plain};
 
@@ -36,7 +36,7 @@ fn allocations_of_a_message(clients: usize) -> usize {
         room.deliver(draft.take().unwrap()).unwrap();
         allocations = region.change().allocations;
         for subscription in &mut subscriptions {
-            let mut frames = Vec::new();
+            let mut frames = Outbox::new();
             let mut cx = Context::from_waker(Waker::noop());
             assert!(subscription.poll_next(&mut cx, &mut frames).is_ready());
         }
