@@ -75,7 +75,7 @@ impl Door {
             if complete {
                 let payload = header.length as usize..end as usize;
                 unmask(&mut bytes[payload.clone()], mask);
-                if kind == Kind::Binary || std::str::from_utf8(&bytes[payload.clone()]).is_ok() {
+                if kind == Kind::Binary || is_utf8(&bytes[payload.clone()]) {
                     return Front::Message(kind, payload, end as usize);
                 }
                 // As it came, for tungstenite to say what is wrong.
@@ -148,16 +148,20 @@ impl Header {
     }
 }
 
+/// Whether `text` is UTF-8. Most is ASCII, which is found out faster.
+fn is_utf8(text: &[u8]) -> bool {
+    text.is_ascii() || std::str::from_utf8(text).is_ok()
+}
+
 /// Masks or unmasks a payload (RFC 6455, section 5.3), in words as long as the compiler likes.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
-    let [a, b, c, d] = mask;
-    let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    let mut words = payload.chunks_exact_mut(size_of::<u64>());
-    for chunk in &mut words {
-        let masked = u64::from_ne_bytes((&*chunk).try_into().expect("a chunk is a word"));
-        chunk.copy_from_slice(&(masked ^ word).to_ne_bytes());
+    let half = u64::from(u32::from_ne_bytes(mask));
+    let mask_word = half << 32 | half;
+    let (words, rest) = payload.as_chunks_mut();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ mask_word).to_ne_bytes();
     }
-    for (byte, mask) in words.into_remainder().iter_mut().zip(mask.iter().cycle()) {
+    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
         *byte ^= mask;
     }
 }

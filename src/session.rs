@@ -120,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         self.write().await?;
         self.publish_draft();
-        Ok(())
+        self.write().await
     }
 
     /// Writes the history of an echo room before anything is read, so that answers come behind it.
@@ -144,10 +144,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return Poll::Ready(Ok(Pause::Beat));
         }
         loop {
-            // Answers leave first. The end of the room must not overtake them.
-            if !self.socket.try_write(cx, &mut self.outbox)? {
-                return Poll::Ready(Ok(Pause::Write));
-            }
             // What the room says comes before more is read: a client that sends without reading holds up itself.
             let subscription = &mut self.subscription;
             let given = subscription.poll_next(cx, &mut self.outbox)?;
@@ -172,6 +168,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if read.is_ready() {
                 self.publish_draft();
                 self.yields += usize::from(self.socket.end_turn());
+                // Answers leave at once: the end of the room must not overtake them.
+                if !self.socket.try_write(cx, &mut self.outbox)? {
+                    return Poll::Ready(Ok(Pause::Write));
+                }
             } else if given.is_pending() || self.subscription.is_watched() {
                 if self.outbox.capacity() > KEPT_CAPACITY {
                     self.outbox = Outbox::new();
@@ -285,7 +285,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if let Poll::Ready(read) = read.await {
             read?;
             self.publish_draft();
-            return Ok(());
+            return self.write().await;
         }
         if self.hear() {
             Ok(())
