@@ -42,17 +42,17 @@ impl Drop for Farewell {
             sent,
             why,
         } = self;
-        let seconds = format_args!("{:.3}", since.elapsed().as_secs_f64());
+        let seconds = since.elapsed().as_millis() as f64 / 1000.0;
         match why {
             Some(why) => {
                 let code = why.close_code();
-                info!(parent: &*span, code, %seconds, received, sent, "client left: {why}");
+                info!(parent: &*span, code, seconds, received, sent, "client left: {why}");
             }
             None if std::thread::panicking() => {
-                error!(parent: &*span, %seconds, received, sent, "client dropped: the server failed");
+                error!(parent: &*span, seconds, received, sent, "client dropped: the server failed");
             }
             None => {
-                info!(parent: &*span, %seconds, received, sent, "client dropped: time to drain is over");
+                info!(parent: &*span, seconds, received, sent, "client dropped: time to drain is over");
             }
         }
     }
