@@ -273,9 +273,12 @@ impl Room {
 
     /// Makes both counts of bytes true again.
     fn account(&self, history: &History) {
-        let before = self.bytes.swap(history.bytes(), Ordering::Relaxed);
-        self.total
-            .fetch_add(history.bytes().wrapping_sub(before), Ordering::Relaxed);
+        let (before, now) = (self.bytes(), history.bytes());
+        if now != before {
+            self.bytes.store(now, Ordering::Relaxed);
+            self.total
+                .fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
     }
 }
 
