@@ -3,10 +3,13 @@
 use std::fmt;
 use std::future::Future;
 use std::io::{self, Write};
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use futures_util::FutureExt;
+use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{Level, enabled, info, warn};
 use tracing_appender::non_blocking::WorkerGuard;
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
         }
     };
     let _flushed_at_exit = start_log(config.log_format);
-    match run(&config) {
+    match runtime().and_then(|runtime| runtime.block_on(run(&config))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&format!("{error:#}")));
@@ -35,7 +38,17 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
+/// A thread for each processor. With one alone there is nobody to share work with, and a runtime
+/// that does not try to is the faster one.
+fn runtime() -> anyhow::Result<Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut builder = match processors {
+        1 => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build().context("cannot start")
+}
+
 async fn run(config: &Config) -> anyhow::Result<()> {
     let mut stop = signals()?;
     raise_descriptor_limit(config);
