@@ -49,7 +49,8 @@ struct Pulse {
     alarm: Pin<Box<Sleep>>,
 }
 
-/// What a session waits for between two turns, other than for its client or its room to say something.
+/// What a session waits for between two turns, other than for its client or its room to say
+/// something.
 #[derive(Debug)]
 enum Pause {
     /// The client, to take what is left of the outbox.
@@ -102,8 +103,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
         Box::pin(self.begin()).await?;
-        // What is done for every message is done in a turn, without waiting. What waits has a box of its own,
-        // so that the future of a session stays small.
+        // What is done for every message is done in a turn, without waiting. What waits has a box of
+        // its own, so that the future of a session stays small.
         loop {
             match poll_fn(|cx| self.poll_turn(cx)).await? {
                 Pause::Write => Box::pin(self.write()).await?,
@@ -144,7 +145,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return Poll::Ready(Ok(Pause::Beat));
         }
         loop {
-            // What the room says comes before more is read: a client that sends without reading holds up itself.
+            // What the room says is written before more is read: a client that sends without reading
+            // holds up itself.
             let subscription = &mut self.subscription;
             let given = subscription.poll_next(cx, &mut self.outbox)?;
             if let Poll::Ready(sent) = given {
@@ -254,8 +256,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Has a ping written that names what was written last.
     ///
-    /// Where a publisher waits for what the client has, the heartbeat knows nothing of it: or a client that is dead
-    /// would never be found out while somebody asks for it.
+    /// Where a publisher waits for what the client has, the heartbeat knows nothing of it: or a
+    /// client that is dead would never be found out while somebody asks for it.
     fn push_ping(&mut self) {
         // Answers come behind the history.
         let last = self.answered.or(self.subscription.last());

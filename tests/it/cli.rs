@@ -219,8 +219,12 @@ async fn a_log_that_nobody_reads_holds_up_nobody() {
 
 #[tokio::test]
 async fn sigterm_and_sigint_in_the_middle_of_traffic_drain_and_exit_0() {
-    for name in ["-TERM", "-INT"] {
-        let mut process = Process::start("--mode broadcast --welcome= --drain-timeout 20").await;
+    let arguments = "--host 127.0.0.1 --port 0 --mode broadcast --welcome= --drain-timeout 20";
+    for (name, command) in [
+        ("-TERM", wscast(arguments)),
+        ("-INT", wscast_on_one_processor(arguments)),
+    ] {
+        let mut process = Process::spawn(command).await;
         let (mut one, _) = Client::connect(process.address, "/").await.unwrap();
         let (mut other, _) = Client::connect(process.address, "/").await.unwrap();
         for number in 0..100 {

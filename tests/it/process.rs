@@ -11,8 +11,27 @@ use crate::harness::PATIENCE;
 
 /// The binary, with these arguments and nothing else.
 pub(crate) fn wscast(arguments: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wscast"));
+    started_by("", arguments)
+}
+
+/// The same, on one of the processors that we may use.
+pub(crate) fn wscast_on_one_processor(arguments: &str) -> Command {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let (_, allowed) = status.split_once("Cpus_allowed_list:").unwrap();
+    let mut first = allowed.trim_start().split(|it: char| !it.is_ascii_digit());
+    started_by(
+        &format!("taskset --cpu-list {}", first.next().unwrap()),
+        arguments,
+    )
+}
+
+/// The binary, started by `starter` if there is one.
+fn started_by(starter: &str, arguments: &str) -> Command {
+    let words = starter.split_whitespace();
+    let mut words = words.chain([env!("CARGO_BIN_EXE_wscast")]);
+    let mut command = Command::new(words.next().unwrap());
     command
+        .args(words)
         .args(arguments.split_whitespace())
         .env_clear()
         .stdin(Stdio::null())
