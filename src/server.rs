@@ -221,6 +221,8 @@ fn serve(
             Client::WebSocket(session) => session.run().await,
             Client::EventStream(follower) => Box::pin(follower.run()).await,
         }
+        // Its place is free when all else that it had is given back.
+        drop(client);
         drop(permit);
     }
 }

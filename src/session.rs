@@ -145,25 +145,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return Poll::Ready(Ok(Pause::Beat));
         }
         loop {
-            // What the room says is written before more is read: a client that sends without reading
-            // holds up itself.
-            let subscription = &mut self.subscription;
-            let given = subscription.poll_next(cx, &mut self.outbox)?;
-            if let Poll::Ready(sent) = given {
-                self.farewell.sent += sent;
-                if self.subscription.take_asked() {
-                    self.push_ping();
-                }
-                if !self.socket.try_write(cx, &mut self.outbox)? {
-                    return Poll::Ready(Ok(Pause::Write));
-                }
-            }
             // The others have their turn before more is read: then that is more at once, and their
             // queues do not fill only because a sender is faster than the scheduler.
             if self.yields > 0 {
                 self.yields -= 1;
                 return Poll::Ready(Ok(Pause::Yield));
             }
+            // The outbox is empty here: a client that sends without reading holds up itself.
             let read = self
                 .socket
                 .poll_read(cx, encode(&self.plain, &mut self.draft))?;
@@ -174,7 +162,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 if !self.socket.try_write(cx, &mut self.outbox)? {
                     return Poll::Ready(Ok(Pause::Write));
                 }
-            } else if given.is_pending() || self.subscription.is_watched() {
+            }
+            // Once for each read, and the other way round, so that neither starves: a client that
+            // is always behind is heard, too.
+            let given = self.subscription.poll_next(cx, &mut self.outbox)?;
+            if let Poll::Ready(sent) = given {
+                self.farewell.sent += sent;
+                if self.subscription.take_asked() {
+                    self.push_ping();
+                }
+                if !self.socket.try_write(cx, &mut self.outbox)? {
+                    return Poll::Ready(Ok(Pause::Write));
+                }
+            }
+            if read.is_pending() && (given.is_pending() || self.subscription.is_watched()) {
                 if self.outbox.capacity() > KEPT_CAPACITY {
                     self.outbox = Outbox::new();
                 }
@@ -617,6 +618,42 @@ mod tests {
         peer.stream.read_exact(&mut rest).await.unwrap();
         assert_eq!(peer.frame().await.1.len(), 50);
         peer.expect_close(1013).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_behind_is_heard() {
+        let (hub, config) = hub(|config| config.max_queue_bytes = 1000.into());
+        let mut witness = Peer::join(&hub, &config, 1 << 20).await;
+        publish(&hub, 10, 1000);
+        for _ in 0..10 {
+            assert_eq!(witness.frame().await.1.len(), 1000);
+        }
+        // Each piece of the history is more than its socket takes at once.
+        let mut behind = Peer::join(&hub, &config, 64).await;
+        behind.stream.write_all(&text("I am here")).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(behind.frame().await.1.len(), 1000);
+        }
+        assert_eq!(witness.frame().await.1, b"I am here");
+        assert_eq!(witness.elapsed(), secs(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_caught_up_gets_what_comes_then() {
+        let (hub, config) = hub(|config| config.max_queue = 1);
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        publish(&hub, 1, 1000);
+        // Its session is in the middle of writing now, and more comes than may wait for it.
+        peer.stream.read_u8().await.unwrap();
+        publish(&hub, 2, 10);
+        let mut rest = vec![0; 1003];
+        peer.stream.read_exact(&mut rest).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(peer.frame().await.1.len(), 10);
+        }
+        publish(&hub, 1, 5);
+        assert_eq!(peer.frame().await.1.len(), 5);
+        assert_eq!(peer.elapsed(), secs(0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -293,6 +293,11 @@ fn encode(first: u8, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use tungstenite::protocol::frame::FrameHeader;
+    use tungstenite::protocol::frame::coding::{Data, OpCode};
+
     use super::*;
     use crate::message::MessageId;
 
@@ -383,11 +388,19 @@ mod tests {
     }
 
     #[test]
-    fn long_payloads_have_the_longer_headers() {
-        for (length, header) in [(125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
-            let payload = vec![0; length];
-            let batch = batch(&plain("", ""), &[(Kind::Binary, &payload)]);
-            assert_eq!(batch.frame_bytes(), header + length);
+    fn frames_are_what_tungstenite_takes_them_for() {
+        for (length, header_length) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
+            let payload = vec![b'x'; length];
+            for (kind, opcode) in [(Kind::Text, Data::Text), (Kind::Binary, Data::Binary)] {
+                let batch = batch(&plain("", ""), &[(kind, &payload)]);
+                let frame = batch.frames_from(1);
+                let mut frame = Cursor::new(&frame);
+                let (header, told) = FrameHeader::parse(&mut frame).unwrap().unwrap();
+                assert_eq!((told, frame.position()), (length as u64, header_length));
+                assert_eq!(header.opcode, OpCode::Data(opcode));
+                assert!(header.is_final && header.mask.is_none());
+                assert_eq!(batch.frame_bytes() as u64, header_length + told);
+            }
         }
     }
 }
