@@ -32,10 +32,6 @@ pub struct Door {
 /// one tungstenite gets what there is.
 pub const PARTIAL_MAX: usize = 64 * 1024;
 
-/// FIN and the opcodes of text and binary (RFC 6455, section 5.2).
-const TEXT: u8 = 0x81;
-const BINARY: u8 = 0x82;
-
 impl Door {
     /// A door in front of a connection whose first frame is still to come.
     pub fn new(max_message: usize) -> Self {
@@ -61,11 +57,8 @@ impl Door {
         };
         let end = header.length.saturating_add(header.payload);
         let complete = end <= bytes.len() as u64;
-        let kind = match header.first {
-            TEXT => Some(Kind::Text),
-            BINARY => Some(Kind::Binary),
-            _ => None,
-        };
+        let kinds = [Kind::Text, Kind::Binary];
+        let kind = kinds.into_iter().find(|it| it.first_byte() == header.first);
         if let (Some(kind), Some(mask), false) = (kind, header.mask, self.fragmented)
             && header.payload <= self.max_message
         {

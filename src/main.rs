@@ -129,7 +129,7 @@ fn start_log(format: LogFormat) -> WorkerGuard {
     guard
 }
 
-/// The time in UTC (RFC 3339, microseconds), at a tenth of what the usual timer costs.
+/// The time in UTC (RFC 3339, microseconds), at a fraction of what the usual timer costs.
 struct Utc;
 
 impl FormatTime for Utc {

@@ -102,6 +102,17 @@ pub struct Mark {
     pub payload: usize,
 }
 
+impl Kind {
+    /// The first byte of an unfragmented frame of this kind: FIN and the opcode (RFC 6455, section
+    /// 5.2).
+    pub fn first_byte(self) -> u8 {
+        match self {
+            Self::Text => 0x81,
+            Self::Binary => 0x82,
+        }
+    }
+}
+
 impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
     pub fn new(bytes: Bytes, marks: Marks) -> Self {

@@ -196,8 +196,7 @@ impl Room {
             queue,
             key: Some(key),
             format: follow.format,
-            live: false,
-            watched: false,
+            source: Source::History,
             missed: 0,
             asked: false,
             next: start.next,
@@ -327,10 +326,7 @@ pub struct Subscription {
     /// Its key among the members of the room, until it has left.
     key: Option<usize>,
     format: Format,
-    /// Whether its queue was attached when it last looked.
-    live: bool,
-    /// Whether the task that looked last is woken when its queue gets something.
-    watched: bool,
+    source: Source,
     /// How many messages were forgotten before it got them, and it was not told yet.
     missed: u64,
     /// Whether receipts are asked for, of all that was given.
@@ -343,6 +339,15 @@ pub struct Subscription {
     joined_at: u64,
     /// Taken from history or queue, and not given yet.
     taken: Batches,
+}
+
+/// Where a subscription finds what comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    History,
+    Queue,
+    /// The queue, and the task that asked last is woken when there is more.
+    WatchedQueue,
 }
 
 impl Subscription {
@@ -358,13 +363,19 @@ impl Subscription {
         frames: &mut Outbox,
     ) -> Poll<Result<u64, Disconnect>> {
         while self.taken.is_empty() && self.missed == 0 && !self.asked {
-            if !self.live {
+            if self.source == Source::History {
                 self.lock_and_read()?;
                 continue;
             }
             match ready!(self.queue.poll_take(cx, &mut self.taken)) {
-                Taken::All { asked, watched } => (self.asked, self.watched) = (asked, watched),
-                Taken::End => self.live = false,
+                Taken::All { asked, watched } => {
+                    self.asked = asked;
+                    self.source = match watched {
+                        true => Source::WatchedQueue,
+                        false => Source::Queue,
+                    };
+                }
+                Taken::End => self.source = Source::History,
             }
         }
         Poll::Ready(Ok(self.give(frames)))
@@ -373,7 +384,7 @@ impl Subscription {
     /// Whether the task that asked last is woken when there is more, so that it need not ask again
     /// before.
     pub fn is_watched(&self) -> bool {
-        self.watched
+        self.source == Source::WatchedQueue
     }
 
     /// Appends to `frames` the next piece of what the history held when it joined; returns how many
@@ -434,7 +445,6 @@ impl Subscription {
 
     /// Takes the next piece of the history; goes live where that reaches the end of the log.
     fn read_history(&mut self, log: &mut Log) -> Result<(), Disconnect> {
-        self.watched = false;
         // In echo mode what came after the join was answered to its sender and concerns nobody else.
         let end = match self.room.mode {
             Mode::Echo => self.joined_at,
@@ -463,7 +473,7 @@ impl Subscription {
         let Some(key) = self.key else { return Ok(()) };
         if reached >= end && !log.sealed {
             self.queue.attach();
-            self.live = true;
+            self.source = Source::Queue;
             log.place(key, None);
         } else if self.taken.is_empty() && self.missed == 0 {
             return Err(Disconnect::ShuttingDown);
