@@ -55,6 +55,11 @@ impl Decoder {
         }
     }
 
+    /// Whether there is nothing that is not done with.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_none()
+    }
+
     /// What must stand before the bytes that come next.
     pub fn kept(&self) -> &[u8] {
         self.pending.as_ref().map_or(&[], |it| &it.kept)

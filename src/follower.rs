@@ -17,7 +17,7 @@ use crate::config::{Config, Time};
 use crate::disconnect::Disconnect;
 use crate::farewell::Farewell;
 use crate::hub::Membership;
-use crate::message::{Format, Outbox};
+use crate::message::{Format, Outbox, Piece};
 use crate::socket::{linger, write};
 use crate::wire::{self, Event};
 
@@ -51,7 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
             config,
             stream,
             membership,
-            outbox: smallvec![head],
+            outbox: smallvec![head.into()],
             farewell: Farewell::new(span),
         }
     }
@@ -63,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
         let why = self.farewell.why.insert(why);
         if matches!(why, Disconnect::ShuttingDown) {
             let close = async {
-                let mut last = smallvec![COME_BACK];
+                let mut last = smallvec![COME_BACK.into()];
                 let patience = self.config.write_timeout.get();
                 if write(&mut self.stream, &mut last, patience).await.is_ok() {
                     linger(&mut self.stream).await;
@@ -74,11 +74,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
-        self.outbox.extend(self.membership.greeting());
+        let greeting = self.membership.greeting();
+        self.outbox.extend(greeting.map(Piece::from));
         let missed = self.membership.start.missed;
         if missed != Some(0) {
             let gap = wire::render_event(&Event::Gap { missed }, Format::EventStream);
-            self.outbox.push(gap);
+            self.outbox.push(gap.into());
         }
         self.write().await?;
 
@@ -93,7 +94,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
                     self.write().await?;
                 }
                 Some(_) = OptionFuture::from(beats.as_mut().map(Interval::tick)) => {
-                    self.outbox.push(HEARTBEAT);
+                    self.outbox.push(HEARTBEAT.into());
                     self.write().await?;
                 }
                 // Nothing more is to come from the client but its end. Who sends something else is not

@@ -187,7 +187,7 @@ mod tests {
                 }
             })
             .collect();
-        let frames = Frames::new(vec![0; end].into(), marks);
+        let frames = Frames::new(vec![0; end], marks);
         Arc::new(Batch::new(
             MessageId {
                 epoch: 1,

@@ -1,12 +1,12 @@
 //! What travels: messages, their ids, and the batches they are published in.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
 /// The name of a message in its room, written `<epoch>-<seq>`; ids only ever grow.
@@ -68,7 +68,44 @@ pub struct Rendition {
 
 /// What is to be written to one client; room for the one thing that it mostly is, without an
 /// allocation.
-pub type Outbox = SmallVec<[Bytes; 1]>;
+pub type Outbox = SmallVec<[Piece; 1]>;
+
+/// Bytes that are to be written to one client.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// These.
+    Bytes(Bytes),
+    /// The frames of a batch, from so many bytes on. This is what nearly all of them are, and it
+    /// costs no more than a reference count.
+    Batch(Arc<Batch>, usize),
+}
+
+impl Piece {
+    /// Leaves out the first `count` bytes.
+    pub fn advance(&mut self, count: usize) {
+        match self {
+            Self::Bytes(bytes) => bytes.advance(count),
+            Self::Batch(_, from) => *from += count,
+        }
+    }
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Batch(batch, from) => &batch.frames.bytes[*from..],
+        }
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Piece {
+    fn from(bytes: T) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
 
 /// What kind of WebSocket message it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +119,7 @@ pub enum Kind {
 /// A few messages encoded once, as the WebSocket frames that every client gets.
 #[derive(Debug, Clone, Default)]
 pub struct Frames {
-    bytes: Bytes,
+    bytes: Vec<u8>,
     marks: Marks,
     /// Of all messages together.
     payload_bytes: usize,
@@ -115,7 +152,7 @@ impl Kind {
 
 impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
-    pub fn new(bytes: Bytes, marks: Marks) -> Self {
+    pub fn new(bytes: Vec<u8>, marks: Marks) -> Self {
         debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
         let payload_bytes = marks.iter().map(|mark| mark.payload).sum();
         Self {
@@ -199,11 +236,12 @@ impl Batch {
     }
 
     /// The frames of all messages from sequence number `seq` on.
-    pub fn frames_from(&self, seq: u64) -> Bytes {
-        match seq.saturating_sub(self.first.seq) {
-            0 => self.frames.bytes.clone(),
-            skipped => self.frames.bytes.slice(self.end(skipped as usize)..),
-        }
+    pub fn frames_from(self: Arc<Self>, seq: u64) -> Piece {
+        let start = match seq.saturating_sub(self.first.seq) {
+            0 => 0,
+            skipped => self.end(skipped as usize),
+        };
+        Piece::Batch(self, start)
     }
 
     /// Bytes of all its frames, as they go to a socket.
@@ -263,13 +301,17 @@ mod tests {
             payload,
         };
         let frames = Frames::new(
-            Bytes::from_static(b"abcdef"),
+            b"abcdef".to_vec(),
             [mark(1, 1), mark(3, 0), mark(6, 2)].into_iter().collect(),
         );
-        let batch = Batch::new(MessageId { epoch: 7, seq: 5 }, frames);
+        let batch = Arc::new(Batch::new(MessageId { epoch: 7, seq: 5 }, frames));
         assert_eq!(batch.seqs(), 5..8);
-        let from: Vec<_> = (5..8).map(|seq| batch.frames_from(seq)).collect();
-        assert_eq!(from, ["abcdef", "bcdef", "def"]);
+        for (seq, expected) in [(5, "abcdef"), (6, "bcdef"), (7, "def")] {
+            let mut frames = batch.clone().frames_from(seq);
+            assert_eq!(*frames, *expected.as_bytes());
+            frames.advance(2);
+            assert_eq!(*frames, expected.as_bytes()[2..]);
+        }
         assert_eq!(batch.payload_bytes(7), 2);
         assert_eq!(batch.id(6).to_string(), "7-6");
     }

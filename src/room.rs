@@ -487,14 +487,14 @@ impl Subscription {
     fn give(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
             let missed = Some(mem::take(&mut self.missed));
-            frames.push(wire::render_event(&Event::Gap { missed }, self.format));
+            frames.push(wire::render_event(&Event::Gap { missed }, self.format).into());
         }
         let before = self.next;
         for batch in self.taken.drain(..) {
-            let seqs = batch.seqs();
-            frames.push(wire::render(&batch, self.format, self.next));
-            self.next = seqs.end;
-            self.last = Some(batch.last_id());
+            let (from, last) = (self.next, batch.last_id());
+            frames.push(wire::render(batch, self.format, from));
+            self.next = last.seq + 1;
+            self.last = Some(last);
         }
         if self.taken.capacity() > KEPT_CAPACITY {
             self.taken = Batches::new();
@@ -516,12 +516,11 @@ impl Drop for Subscription {
 mod tests {
     use std::task::Waker;
 
-    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
     use crate::config::Size;
-    use crate::message::Kind;
+    use crate::message::{Kind, Piece};
     use crate::wire::{Draft, Plain};
 
     const NO_PREFIX: Option<String> = Some(String::new());
@@ -574,9 +573,16 @@ mod tests {
         }
     }
 
+    fn concat(frames: &[Piece]) -> Vec<u8> {
+        frames
+            .iter()
+            .flat_map(|frame| frame.iter().copied())
+            .collect()
+    }
+
     /// The numbers that `frames` carry.
-    fn numbers(frames: &[Bytes]) -> Vec<u64> {
-        let mut bytes: &[u8] = &frames.concat();
+    fn numbers(frames: &[Piece]) -> Vec<u64> {
+        let mut bytes: &[u8] = &concat(frames);
         let mut numbers = Vec::new();
         while let [_, length, rest @ ..] = bytes {
             let (number, rest) = rest.split_at(*length as usize);
@@ -697,7 +703,7 @@ mod tests {
             given.unwrap();
             subscription.take_asked();
         }
-        let text = String::from_utf8_lossy(&frames.concat()).into_owned();
+        let text = String::from_utf8_lossy(&concat(&frames)).into_owned();
         let events = text.match_indices('{').map(|(start, _)| {
             let end = start + text[start..].find('}').unwrap();
             serde_json::from_str::<serde_json::Value>(&text[start..=end]).unwrap()

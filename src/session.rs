@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{Level, Span, debug, enabled};
@@ -17,9 +16,9 @@ use crate::disconnect::Disconnect;
 use crate::farewell::Farewell;
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::{Membership, Presence};
-use crate::message::{Frames, Kind, MessageId, Outbox};
+use crate::message::{Frames, Kind, MessageId, Outbox, Piece};
 use crate::room::Subscription;
-use crate::socket::Socket;
+use crate::socket::{Socket, Transport};
 use crate::wire::{self, Draft, Plain};
 
 /// One client: the one task that reads its socket, writes to it and keeps its time.
@@ -61,7 +60,7 @@ enum Pause {
     Beat,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+impl<S: Transport> Session<S> {
     /// A session of a client that has got its 101; `ahead` is what it sent right behind its
     /// handshake, and `span` tells its log lines from others'.
     pub fn new(
@@ -78,7 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         socket.decode_ahead(ahead, encode(&plain, &mut draft));
         Self {
             socket,
-            outbox: membership.greeting().into_iter().collect(),
+            outbox: membership.greeting().map(Piece::from).into_iter().collect(),
             subscription: membership.subscription,
             presence: membership.presence,
             pulse: Pulse::new(&config).map(Box::new),
@@ -144,7 +143,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         {
             return Poll::Ready(Ok(Pause::Beat));
         }
-        loop {
+        // Whether the room has nothing more, and will wake us when it has.
+        let mut watched = false;
+        for _ in 0..ROUNDS_PER_TURN {
             // The others have their turn before more is read: then that is more at once, and their
             // queues do not fill only because a sender is faster than the scheduler.
             if self.yields > 0 {
@@ -159,29 +160,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.publish_draft();
                 self.yields += usize::from(self.socket.end_turn());
                 // Answers leave at once: the end of the room must not overtake them.
-                if !self.socket.try_write(cx, &mut self.outbox)? {
+                if !self.socket.try_write(&mut self.outbox)? {
                     return Poll::Ready(Ok(Pause::Write));
                 }
             }
-            // Once for each read, and the other way round, so that neither starves: a client that
-            // is always behind is heard, too.
-            let given = self.subscription.poll_next(cx, &mut self.outbox)?;
-            if let Poll::Ready(sent) = given {
-                self.farewell.sent += sent;
-                if self.subscription.take_asked() {
-                    self.push_ping();
+            // Once for each read, so that neither starves: a client that is always behind is heard,
+            // too.
+            if !watched {
+                let given = self.subscription.poll_next(cx, &mut self.outbox)?;
+                if let Poll::Ready(sent) = given {
+                    self.farewell.sent += sent;
+                    if self.subscription.take_asked() {
+                        self.push_ping();
+                    }
+                    if !self.socket.try_write(&mut self.outbox)? {
+                        return Poll::Ready(Ok(Pause::Write));
+                    }
                 }
-                if !self.socket.try_write(cx, &mut self.outbox)? {
-                    return Poll::Ready(Ok(Pause::Write));
-                }
+                watched = given.is_pending() || self.subscription.is_watched();
             }
-            if read.is_pending() && (given.is_pending() || self.subscription.is_watched()) {
+            if read.is_pending() && watched {
                 if self.outbox.capacity() > KEPT_CAPACITY {
                     self.outbox = Outbox::new();
                 }
                 return Poll::Pending;
             }
         }
+        Poll::Ready(Ok(Pause::Yield))
     }
 
     /// Publishes what was read, batch by batch.
@@ -206,21 +211,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let Ok(batch) = self.presence.publish(frames) else {
             return 0;
         };
+        // Each queue that it waits in holds one.
+        let audience = Arc::strong_count(&batch);
         match self.config.mode {
             Mode::Echo => {
                 self.farewell.sent += batch.len() as u64;
                 self.answered = Some(batch.last_id());
-                let format = self.subscription.format();
-                let answer = wire::render(&batch, format, batch.seqs().start);
-                self.outbox.push(answer);
+                let (format, first) = (self.subscription.format(), batch.seqs().start);
+                self.outbox.push(wire::render(batch, format, first));
             }
             Mode::Broadcast if enabled!(Level::DEBUG) => {
                 log_each(span, "Broadcasting", batch.frames());
             }
             Mode::Broadcast => {}
         }
-        // Each queue that it waits in holds one.
-        Arc::strong_count(&batch)
+        audience
     }
 
     /// Writes the outbox, however long the client takes for that.
@@ -262,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn push_ping(&mut self) {
         // Answers come behind the history.
         let last = self.answered.or(self.subscription.last());
-        self.outbox.push(wire::ping(last));
+        self.outbox.push(wire::ping(last).into());
     }
 
     /// Takes the client's last pong for what it is: a receipt for all messages up to the one named.
@@ -335,6 +340,10 @@ fn encode(plain: &Plain, draft: &mut Draft) -> impl FnMut(Kind, &[u8]) {
 /// About as many tasks the runtime runs before one that yielded is run again.
 const TASKS_PER_YIELD: usize = 61;
 
+/// How often a session reads and writes before others have their turn: without a bound, one whose
+/// client and room never pause keeps its thread from all others.
+const ROUNDS_PER_TURN: usize = 64;
+
 /// A list that grew longer than this in a burst is given back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
@@ -370,6 +379,7 @@ mod tests {
     use crate::config::Time;
     use crate::hub::Hub;
     use crate::room::Follow;
+    use crate::socket::tests::Stub;
 
     const CLOSE: u8 = 0x88;
     const PING: u8 = 0x89;
@@ -468,6 +478,20 @@ mod tests {
                 .encode(Kind::Binary, &payload, &mut draft);
             publisher.presence.publish(draft.take().unwrap()).unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_pauses_leaves_others_their_turn() {
+        let (hub, config) = hub(|_| {});
+        let membership = hub.join("/", Follow::default()).unwrap();
+        let mut endless = Stub::new(b"\x81\x82\0\0\0\0hi");
+        endless.repeats = true;
+        let mut session = Session::new(endless, Vec::new(), membership, config, Span::none());
+        let session = tokio::spawn(async move { session.run().await });
+        let others = tokio::spawn(async move { hub.history("/", None).unwrap().1.last });
+        let published = others.await.unwrap().unwrap().seq;
+        assert_eq!(published, ROUNDS_PER_TURN as u64);
+        session.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
 use tokio::time::timeout;
@@ -19,7 +21,7 @@ use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::disconnect::Disconnect;
 use crate::door::PARTIAL_MAX;
-use crate::message::{Kind, Outbox};
+use crate::message::{Kind, Outbox, Piece};
 
 /// What one read of the kernel may bring. Large messages are cheap by the byte; of small ones this
 /// many bytes would be thousands, and keep the thread from all others for too long.
@@ -37,6 +39,34 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; PARTIAL_MAX + READ_OF_LARGE_MESSAGES].into());
 }
 
+/// What carries a WebSocket.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// Whether a read may bring something, as far as the runtime has noticed. Nobody is asked for
+    /// that, and nobody woken.
+    fn is_readable(&self) -> bool;
+
+    /// Hands `frames` to the kernel, as many at once as it takes; returns how many bytes it took.
+    /// Nobody is woken when it would take more.
+    ///
+    /// # Errors
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when it takes nothing now.
+    fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize>;
+}
+
+impl Transport for TcpStream {
+    fn is_readable(&self) -> bool {
+        self.try_io(Interest::READABLE, || Ok(())).is_ok()
+    }
+
+    fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
+        match frames {
+            // The plain call is the cheaper one.
+            [only] => Self::try_write(self, only),
+            frames => with_slices(frames, |slices| self.try_write_vectored(slices)),
+        }
+    }
+}
+
 /// One WebSocket on the server's side.
 ///
 /// A write is completed before anything else is done, so frames cannot be torn.
@@ -50,12 +80,14 @@ pub struct Socket<S> {
     turn: usize,
     /// Whether anything was read.
     heard: bool,
+    /// Whether the task that asked last is woken when there is something to read.
+    listening: bool,
     /// A write is not done, maybe amid a frame: nothing but the rest of it can follow.
     torn: bool,
     config: Arc<Config>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+impl<S: Transport> Socket<S> {
     /// A socket whose handshake is done.
     pub fn new(stream: S, config: Arc<Config>) -> Self {
         Self {
@@ -64,6 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             read_size: READ_OF_SMALL_MESSAGES,
             turn: 0,
             heard: false,
+            listening: false,
             torn: false,
             config,
         }
@@ -83,6 +116,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Kind, &[u8]),
     ) -> Poll<Result<(), Disconnect>> {
+        // Most turns are the room's: then nothing more is to be done for this one.
+        if self.listening && self.decoder.is_idle() && !self.stream.is_readable() {
+            return Poll::Pending;
+        }
         while !self.is_turn_over() {
             let (mut messages, before) = (0, self.turn);
             let had_pong = self.decoder.has_pong();
@@ -90,6 +127,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 messages += 1;
                 sink(kind, payload);
             });
+            // Unless it is our own scheduler that wants a pause.
+            self.listening = read.is_pending() && has_budget_remaining();
             self.answer(cx);
             if self.turn > before {
                 // What comes next will probably be of the same kind.
@@ -144,6 +183,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Writes answers as far as the kernel takes them; the rest waits for the next chance.
     fn answer(&mut self, cx: &mut Context<'_>) {
+        if self.decoder.is_idle() {
+            return;
+        }
         while let Some(answers) = self.decoder.answers() {
             match Pin::new(&mut self.stream).poll_write(cx, answers) {
                 Poll::Ready(Ok(0)) => return self.decoder.end(io::ErrorKind::WriteZero.into()),
@@ -185,19 +227,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     ///
     /// # Errors
     /// [`Disconnect::Transport`].
-    pub fn try_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        frames: &mut Outbox,
-    ) -> Result<bool, Disconnect> {
+    pub fn try_write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
         self.put_answers_first(frames);
         if frames.is_empty() {
             return Ok(true);
         }
-        if let Poll::Ready(written) = poll_write(&mut self.stream, cx, frames) {
-            let left = advance(frames, written.map_err(Disconnect::Transport)?).len();
-            let written = frames.len() - left;
-            frames.drain(..written);
+        match taken(self.stream.try_write(frames)) {
+            Ok(written) => {
+                let left = advance(frames, written).len();
+                frames.drain(..frames.len() - left);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Disconnect::Transport(error)),
         }
         self.torn = !frames.is_empty();
         Ok(!self.torn)
@@ -221,7 +262,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     fn put_answers_first(&mut self, frames: &mut Outbox) {
-        if let Some(answers) = self.decoder.answers() {
+        if !self.decoder.is_idle()
+            && let Some(answers) = self.decoder.answers()
+        {
             frames.insert(0, mem::take(answers).into());
         }
     }
@@ -302,35 +345,202 @@ pub async fn write<S: AsyncWrite + Unpin>(
 fn poll_write<S: AsyncWrite + Unpin>(
     stream: &mut S,
     cx: &mut Context<'_>,
-    frames: &[Bytes],
+    frames: &[Piece],
 ) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
     let written = match frames {
-        // The plain call is the cheaper one.
-        [only] => ready!(Pin::new(stream).poll_write(cx, only)),
-        frames => {
-            let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
-            let count = frames.len().min(SLICES_PER_WRITE);
-            for (slice, frame) in slices.iter_mut().zip(frames) {
-                *slice = IoSlice::new(frame);
-            }
-            ready!(Pin::new(stream).poll_write_vectored(cx, &slices[..count]))
-        }
+        [only] => stream.poll_write(cx, only),
+        frames => with_slices(frames, |slices| stream.poll_write_vectored(cx, slices)),
     };
-    Poll::Ready(match written {
+    written.map(taken)
+}
+
+/// Writes with as much of `frames` as one write hands to the kernel.
+fn with_slices<T>(frames: &[Piece], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
+    let mut slices = SmallVec::<[_; SLICES_PER_WRITE]>::new();
+    let frames = frames.iter().take(SLICES_PER_WRITE);
+    slices.extend(frames.map(|frame| IoSlice::new(frame)));
+    write(&slices)
+}
+
+/// What a write says that was given something to write.
+fn taken(written: io::Result<usize>) -> io::Result<usize> {
+    match written {
         Ok(0) => Err(io::ErrorKind::WriteZero.into()),
         written => written,
-    })
+    }
 }
 
 /// Takes `written` bytes off the front of `frames`; returns those that are left.
-fn advance(mut frames: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
+fn advance(mut frames: &mut [Piece], mut written: usize) -> &mut [Piece] {
     while let Some(first) = frames.first_mut() {
-        if written < first.len() {
+        let length = first.len();
+        if written < length {
             first.advance(written);
             break;
         }
-        written -= first.len();
+        written -= length;
         frames = &mut frames[1..];
     }
     frames
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::pin::pin;
+    use std::task::Waker;
+
+    use tokio::io::DuplexStream;
+    use tokio::net::TcpListener;
+    use tokio::task::coop::consume_budget;
+
+    use super::*;
+
+    /// A socket and its client.
+    async fn pair() -> (Socket<TcpStream>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(client, listener.accept());
+        let socket = Socket::new(accepted.unwrap().0, Arc::default());
+        (socket, client.unwrap())
+    }
+
+    /// A frame of text, masked with zeros.
+    const FRAME: &[u8] = b"\x81\x82\0\0\0\0hi";
+
+    /// Reads the one message that `client` sends while a task of its own waits for it, which nothing
+    /// but the socket wakes.
+    async fn exchange(mut socket: Socket<TcpStream>, client: &mut TcpStream) -> Socket<TcpStream> {
+        let reader = tokio::spawn(async move {
+            let mut messages = Vec::new();
+            poll_fn(|cx| socket.poll_read(cx, |_, payload| messages.push(payload.to_vec())))
+                .await
+                .unwrap();
+            assert_eq!(messages, [b"hi"]);
+            socket
+        });
+        yield_now().await;
+        client.write_all(FRAME).await.unwrap();
+        let read = timeout(Duration::from_secs(10), reader).await;
+        read.expect("the socket is woken").unwrap()
+    }
+
+    /// A client that says `input`, once or forever, and takes all there is or nothing.
+    pub(crate) struct Stub {
+        pub(crate) input: &'static [u8],
+        pub(crate) repeats: bool,
+        pub(crate) takes: bool,
+        taken: Vec<u8>,
+    }
+
+    impl Stub {
+        pub(crate) fn new(input: &'static [u8]) -> Self {
+            Self {
+                input,
+                repeats: false,
+                takes: true,
+                taken: Vec::new(),
+            }
+        }
+    }
+
+    impl AsyncRead for Stub {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.input.is_empty() {
+                return Poll::Pending;
+            }
+            buffer.put_slice(self.input);
+            if !self.repeats {
+                self.input = &[];
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Stub {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            if !self.takes {
+                return Poll::Pending;
+            }
+            self.taken.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Transport for Stub {
+        fn is_readable(&self) -> bool {
+            !self.input.is_empty()
+        }
+
+        fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
+            write_now(self, frames)
+        }
+    }
+
+    impl Transport for DuplexStream {
+        fn is_readable(&self) -> bool {
+            true
+        }
+
+        fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
+            write_now(self, frames)
+        }
+    }
+
+    fn write_now<S: AsyncWrite + Unpin>(stream: &mut S, frames: &[Piece]) -> io::Result<usize> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match poll_write(stream, &mut cx, frames) {
+            Poll::Ready(written) => written,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    #[test]
+    fn a_pong_that_had_to_wait_leaves_as_soon_as_it_can() {
+        let ping = Stub::new(b"\x89\x82\0\0\0\0hi");
+        let mut socket = Socket::new(ping, Arc::default());
+        let mut cx = Context::from_waker(Waker::noop());
+        for takes in [false, true] {
+            socket.stream.takes = takes;
+            assert!(socket.poll_read(&mut cx, |_, _| {}).is_pending());
+        }
+        assert_eq!(socket.stream.taken, b"\x8a\x02hi");
+    }
+
+    #[tokio::test]
+    async fn a_message_is_heard_however_often_there_was_none() {
+        let (mut socket, mut client) = pair().await;
+        for _ in 0..3 {
+            socket = exchange(socket, &mut client).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_is_heard_after_the_scheduler_wanted_a_pause() {
+        let (socket, mut client) = pair().await;
+        let mut socket = exchange(socket, &mut client).await;
+        poll_fn(|cx| {
+            while pin!(consume_budget()).poll(cx).is_ready() {}
+            assert!(socket.poll_read(cx, |_, _| {}).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        exchange(socket, &mut client).await;
+    }
 }

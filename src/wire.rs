@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::mem;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use tungstenite::protocol::frame::Frame;
 
 use crate::config::Config;
-use crate::message::{Batch, Format, Frames, Kind, Mark, Marks, Rendition};
+use crate::message::{Batch, Format, Frames, Kind, Mark, Marks, Piece, Rendition};
 
 /// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
 #[derive(Debug)]
@@ -87,8 +88,8 @@ impl Draft {
     /// Sets aside for a batch that begins what it will probably need.
     fn begin(&mut self) {
         if self.marks.is_empty() {
-            self.marks.reserve_exact(self.usual.0);
-            self.bytes.reserve_exact(self.usual.1);
+            self.marks = Marks::with_capacity(self.usual.0);
+            self.bytes = Vec::with_capacity(self.usual.1);
         }
     }
 
@@ -101,7 +102,7 @@ impl Draft {
             bytes.shrink_to_fit();
             marks.shrink_to_fit();
         }
-        Frames::new(bytes.into(), marks)
+        Frames::new(bytes, marks)
     }
 }
 
@@ -109,7 +110,7 @@ impl Draft {
 pub const JSON_PROTOCOL: &str = "wscast.v1.json";
 
 /// The messages of `batch` from sequence number `from` on.
-pub fn render(batch: &Batch, format: Format, from: u64) -> Bytes {
+pub fn render(batch: Arc<Batch>, format: Format, from: u64) -> Piece {
     let encode: fn(&Event<'_>, &mut Vec<u8>) = match format {
         Format::Plain => return batch.frames_from(from),
         Format::Json => encode_json,
@@ -117,7 +118,7 @@ pub fn render(batch: &Batch, format: Format, from: u64) -> Bytes {
     };
     let rendition = batch.rendition(format, || {
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(batch.len()));
-        for event in messages(batch) {
+        for event in messages(&batch) {
             encode(&event, &mut bytes);
             ends.push(bytes.len());
         }
@@ -127,10 +128,11 @@ pub fn render(batch: &Batch, format: Format, from: u64) -> Bytes {
             ends,
         }
     });
-    match from.saturating_sub(batch.seqs().start) as usize {
+    let bytes = match from.saturating_sub(batch.seqs().start) as usize {
         0 => rendition.bytes.clone(),
         skipped => rendition.bytes.slice(rendition.ends[skipped - 1]..),
-    }
+    };
+    bytes.into()
 }
 
 /// An event in a format that is not the plain one.
@@ -307,20 +309,22 @@ mod tests {
         })
     }
 
-    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Batch {
+    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
         let mut draft = Draft::default();
         for (kind, payload) in messages {
             plain.encode(*kind, payload, &mut draft);
         }
-        Batch::new(MessageId { epoch: 1, seq: 1 }, draft.take().unwrap())
+        let first = MessageId { epoch: 1, seq: 1 };
+        Arc::new(Batch::new(first, draft.take().unwrap()))
     }
 
     #[test]
     fn text_stands_behind_the_prefix_and_binary_alone() {
         let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0\xff")];
         let batch = batch(&plain("", "> "), &messages);
-        assert_eq!(batch.frames_from(1), b"\x81\x04> hi\x82\x02\0\xff"[..]);
-        assert_eq!(batch.frames_from(2), b"\x82\x02\0\xff"[..]);
+        let all = batch.clone().frames_from(1);
+        assert_eq!(*all, b"\x81\x04> hi\x82\x02\0\xff"[..]);
+        assert_eq!(*batch.clone().frames_from(2), b"\x82\x02\0\xff"[..]);
         assert_eq!((batch.payload_bytes(1), batch.payload_bytes(2)), (2, 2));
     }
 
@@ -329,15 +333,15 @@ mod tests {
         let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0")];
         let batch = batch(&plain("", "> "), &messages);
         for format in [Format::Plain, Format::Json, Format::EventStream] {
-            let (one, other) = (render(&batch, format, 1), render(&batch, format, 1));
+            let [one, other] = [(), ()].map(|()| render(batch.clone(), format, 1));
             assert_eq!(one.as_ptr(), other.as_ptr());
-            let second = render(&batch, format, 2);
+            let second = render(batch.clone(), format, 2);
             assert_eq!(second.as_ptr_range().end, one.as_ptr_range().end);
         }
-        assert!(render(&batch, Format::Plain, 1).starts_with(b"\x81\x04> hi"));
-        let second = render(&batch, Format::EventStream, 2);
-        assert_eq!(second, &b"id: 1-2\nevent: binary\ndata: AA==\n\n"[..]);
-        let second = render(&batch, Format::Json, 2);
+        assert!(render(batch.clone(), Format::Plain, 1).starts_with(b"\x81\x04> hi"));
+        let second = render(batch.clone(), Format::EventStream, 2);
+        assert_eq!(*second, b"id: 1-2\nevent: binary\ndata: AA==\n\n"[..]);
+        let second = render(batch, Format::Json, 2);
         let json: serde_json::Value = serde_json::from_slice(&second[2..]).unwrap();
         assert_eq!(
             (&json["id"], &json["binary"]),
@@ -391,8 +395,8 @@ mod tests {
             let payload = vec![b'x'; length];
             for (kind, opcode) in [(Kind::Text, Data::Text), (Kind::Binary, Data::Binary)] {
                 let batch = batch(&plain("", ""), &[(kind, &payload)]);
-                let frame = batch.frames_from(1);
-                let mut frame = Cursor::new(&frame);
+                let frame = batch.clone().frames_from(1);
+                let mut frame = Cursor::new(&*frame);
                 let (header, told) = FrameHeader::parse(&mut frame).unwrap().unwrap();
                 assert_eq!((told, frame.position()), (length as u64, header_length));
                 assert_eq!(header.opcode, OpCode::Data(opcode));
