@@ -78,14 +78,20 @@ impl History {
         self.bytes
     }
 
-    /// Appends the messages that follow; [`forget`](Self::forget) is to be called after it.
-    pub fn push(&mut self, batch: Arc<Batch>) {
+    /// Appends the messages that follow, and [forgets](Self::forget) those that no longer fit.
+    pub fn push(&mut self, batch: &Arc<Batch>, needed: Option<u64>) {
         debug_assert_eq!(batch.seqs().start, self.next);
         self.next = batch.seqs().end;
+        if self.limit.messages == 0 && self.batches.is_empty() && needed.is_none() {
+            // There is no need to remember what is forgotten at once.
+            (self.oldest, self.first) = (self.next, self.next);
+            return;
+        }
         let bytes = batch.payload_bytes_of_all();
         self.bytes += bytes;
         self.remembered_bytes += bytes;
-        self.batches.push_back(batch);
+        self.batches.push_back(batch.clone());
+        self.forget(needed);
     }
 
     /// Forgets the oldest messages that no longer fit, but for those from `needed` on, as far as
@@ -201,8 +207,7 @@ mod tests {
     fn zero_messages_or_bytes_keep_nothing() {
         for (messages, bytes) in [(0, 100), (100, 0)] {
             let mut history = History::new(messages, bytes, 100);
-            history.push(batch(1, &[0, 5]));
-            history.forget(None);
+            history.push(&batch(1, &[0, 5]), None);
             assert_eq!(
                 (history.first(), history.next(), history.bytes()),
                 (3, 3, 0)
@@ -215,24 +220,21 @@ mod tests {
     fn what_is_needed_stays_a_little_longer() {
         let mut history = History::new(1, 100, 2 * MESSAGE_COST);
         for seq in 1..=3 {
-            history.push(batch(seq, &[10]));
-            history.forget(Some(1));
+            history.push(&batch(seq, &[10]), Some(1));
         }
         assert_eq!(
             (history.oldest(), history.first(), history.bytes()),
             (1, 3, 30)
         );
-        history.push(batch(4, &[10]));
-        history.forget(Some(1));
+        history.push(&batch(4, &[10]), Some(1));
         assert_eq!((history.oldest(), history.first()), (2, 4));
         history.forget(Some(3));
         assert_eq!((history.oldest(), history.first()), (3, 4));
         history.forget(None);
         assert_eq!((history.oldest(), history.bytes()), (4, 10));
         // By bytes as well.
-        history.push(batch(5, &[2 * MESSAGE_COST + 1]));
-        history.push(batch(6, &[1]));
-        history.forget(Some(4));
+        history.push(&batch(5, &[2 * MESSAGE_COST + 1]), Some(4));
+        history.push(&batch(6, &[1]), Some(4));
         assert_eq!((history.oldest(), history.first()), (6, 6));
     }
 
@@ -251,12 +253,11 @@ mod tests {
             let mut model: VecDeque<(u64, usize)> = VecDeque::new();
             let mut next = 1;
             for (sizes, needed) in &batches {
-                history.push(batch(next, sizes));
+                history.push(&batch(next, sizes), *needed);
                 for size in sizes {
                     model.push_back((next, *size));
                     next += 1;
                 }
-                history.forget(*needed);
                 while model.len() > max_messages
                     || model.iter().map(|(_, size)| size).sum::<usize>() > max_bytes
                 {

@@ -105,10 +105,9 @@ impl Log {
         behind.map(|seq| self.behind.insert((seq, key)));
     }
 
-    /// Forgets what is neither remembered nor needed.
-    fn forget(&mut self) {
-        let needed = self.behind.first().map(|(seq, _)| *seq);
-        self.history.forget(needed);
+    /// Sequence number of the oldest message that somebody who is behind still needs.
+    fn needed(&self) -> Option<u64> {
+        self.behind.first().map(|(seq, _)| *seq)
     }
 }
 
@@ -159,7 +158,6 @@ impl Room {
             seq: log.history.next(),
         };
         let batch = Arc::new(Batch::new(first, frames));
-        log.history.push(batch.clone());
         if self.mode == Mode::Broadcast {
             let log = &mut *log;
             for (key, member) in &mut log.members {
@@ -169,7 +167,8 @@ impl Room {
                 }
             }
         }
-        log.forget();
+        let needed = log.needed();
+        log.history.push(&batch, needed);
         self.account(&log.history);
         Ok(batch)
     }
@@ -407,7 +406,8 @@ impl Subscription {
             log.members.remove(key);
             self.queue.abandon();
             // What only it still needed may go.
-            log.forget();
+            let needed = log.needed();
+            log.history.forget(needed);
             self.room.account(&log.history);
         }
     }
