@@ -76,7 +76,7 @@ pub enum Piece {
     /// These.
     Bytes(Bytes),
     /// The frames of a batch, from so many bytes on. This is what nearly all of them are, and it
-    /// costs no more than a reference count.
+    /// costs no more than a reference count; it keeps all of the batch, its renditions too.
     Batch(Arc<Batch>, usize),
 }
 

@@ -666,6 +666,17 @@ mod tests {
     }
 
     #[test]
+    fn a_room_without_a_history_still_keeps_what_somebody_lacks() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
+        let mut slow = room.room.subscribe(Follow::default()).0;
+        (0..5).for_each(|_| room.publish(1));
+        assert_eq!(take_all(&mut slow), [1, 2, 3, 4, 5]);
+        room.publish(1);
+        assert_eq!(take_all(&mut slow), [6]);
+        assert!(room.room.is_empty());
+    }
+
+    #[test]
     fn a_long_history_is_read_in_pieces() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
         for _ in 0..10 {

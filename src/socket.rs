@@ -41,9 +41,8 @@ thread_local! {
 
 /// What carries a WebSocket.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Whether a read may bring something, as far as the runtime has noticed. Nobody is asked for
-    /// that, and nobody woken.
-    fn is_readable(&self) -> bool;
+    /// Waits until a read may bring something: what a read that brings nothing does, for less.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Hands `frames` to the kernel, as many at once as it takes; returns how many bytes it took.
     /// Nobody is woken when it would take more.
@@ -54,13 +53,17 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 }
 
 impl Transport for TcpStream {
-    fn is_readable(&self) -> bool {
-        self.try_io(Interest::READABLE, || Ok(())).is_ok()
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // What the runtime has noticed already is known without a lock.
+        match self.try_io(Interest::READABLE, || Ok(())) {
+            Ok(()) => Poll::Ready(()),
+            Err(_) => self.poll_read_ready(cx).map(|_| ()),
+        }
     }
 
     fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
         match frames {
-            // The plain call is the cheaper one.
+            // As in `poll_write`.
             [only] => Self::try_write(self, only),
             frames => with_slices(frames, |slices| self.try_write_vectored(slices)),
         }
@@ -69,7 +72,7 @@ impl Transport for TcpStream {
 
 /// One WebSocket on the server's side.
 ///
-/// A write is completed before anything else is done, so frames cannot be torn.
+/// Nothing but the rest of a write follows it, so frames cannot be torn.
 #[derive(Debug)]
 pub struct Socket<S> {
     stream: S,
@@ -80,8 +83,6 @@ pub struct Socket<S> {
     turn: usize,
     /// Whether anything was read.
     heard: bool,
-    /// Whether the task that asked last is woken when there is something to read.
-    listening: bool,
     /// A write is not done, maybe amid a frame: nothing but the rest of it can follow.
     torn: bool,
     config: Arc<Config>,
@@ -96,7 +97,6 @@ impl<S: Transport> Socket<S> {
             read_size: READ_OF_SMALL_MESSAGES,
             turn: 0,
             heard: false,
-            listening: false,
             torn: false,
             config,
         }
@@ -116,8 +116,9 @@ impl<S: Transport> Socket<S> {
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Kind, &[u8]),
     ) -> Poll<Result<(), Disconnect>> {
-        // Most turns are the room's: then nothing more is to be done for this one.
-        if self.listening && self.decoder.is_idle() && !self.stream.is_readable() {
+        // Most turns are the room's: then there is nothing here but to be woken when there is.
+        if self.decoder.is_idle() && self.stream.poll_readable(cx).is_pending() {
+            self.turn = 0;
             return Poll::Pending;
         }
         while !self.is_turn_over() {
@@ -127,8 +128,6 @@ impl<S: Transport> Socket<S> {
                 messages += 1;
                 sink(kind, payload);
             });
-            // Unless it is our own scheduler that wants a pause.
-            self.listening = read.is_pending() && has_budget_remaining();
             self.answer(cx);
             if self.turn > before {
                 // What comes next will probably be of the same kind.
@@ -232,7 +231,7 @@ impl<S: Transport> Socket<S> {
         if frames.is_empty() {
             return Ok(true);
         }
-        match taken(self.stream.try_write(frames)) {
+        match not_zero(self.stream.try_write(frames)) {
             Ok(written) => {
                 let left = advance(frames, written).len();
                 frames.drain(..frames.len() - left);
@@ -349,10 +348,11 @@ fn poll_write<S: AsyncWrite + Unpin>(
 ) -> Poll<io::Result<usize>> {
     let stream = Pin::new(stream);
     let written = match frames {
+        // The plain call is the cheaper one.
         [only] => stream.poll_write(cx, only),
         frames => with_slices(frames, |slices| stream.poll_write_vectored(cx, slices)),
     };
-    written.map(taken)
+    written.map(not_zero)
 }
 
 /// Writes with as much of `frames` as one write hands to the kernel.
@@ -363,8 +363,8 @@ fn with_slices<T>(frames: &[Piece], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> 
     write(&slices)
 }
 
-/// What a write says that was given something to write.
-fn taken(written: io::Result<usize>) -> io::Result<usize> {
+/// The outcome of a write that had something to write: nothing written is an error.
+fn not_zero(written: io::Result<usize>) -> io::Result<usize> {
     match written {
         Ok(0) => Err(io::ErrorKind::WriteZero.into()),
         written => written,
@@ -387,12 +387,10 @@ fn advance(mut frames: &mut [Piece], mut written: usize) -> &mut [Piece] {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::pin::pin;
     use std::task::Waker;
 
     use tokio::io::DuplexStream;
     use tokio::net::TcpListener;
-    use tokio::task::coop::consume_budget;
 
     use super::*;
 
@@ -484,8 +482,11 @@ pub(crate) mod tests {
     }
 
     impl Transport for Stub {
-        fn is_readable(&self) -> bool {
-            !self.input.is_empty()
+        fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
+            match self.input {
+                [] => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
         }
 
         fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
@@ -494,8 +495,8 @@ pub(crate) mod tests {
     }
 
     impl Transport for DuplexStream {
-        fn is_readable(&self) -> bool {
-            true
+        fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Ready(())
         }
 
         fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
@@ -524,23 +525,25 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_full_socket_does_not_take_is_written_later() {
+        let mut socket = Socket::new(Stub::new(b""), Arc::default());
+        let mut frames: Outbox = [Piece::from("one"), Piece::from("two")]
+            .into_iter()
+            .collect();
+        socket.stream.takes = false;
+        assert!(!socket.try_write(&mut frames).unwrap());
+        socket.stream.takes = true;
+        assert!(!socket.try_write(&mut frames).unwrap());
+        socket.write(&mut frames).await.unwrap();
+        assert!(frames.is_empty());
+        assert_eq!(socket.stream.taken, b"onetwo");
+    }
+
+    #[tokio::test]
     async fn a_message_is_heard_however_often_there_was_none() {
         let (mut socket, mut client) = pair().await;
         for _ in 0..3 {
             socket = exchange(socket, &mut client).await;
         }
-    }
-
-    #[tokio::test]
-    async fn a_message_is_heard_after_the_scheduler_wanted_a_pause() {
-        let (socket, mut client) = pair().await;
-        let mut socket = exchange(socket, &mut client).await;
-        poll_fn(|cx| {
-            while pin!(consume_budget()).poll(cx).is_ready() {}
-            assert!(socket.poll_read(cx, |_, _| {}).is_pending());
-            Poll::Ready(())
-        })
-        .await;
-        exchange(socket, &mut client).await;
     }
 }
