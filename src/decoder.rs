@@ -55,7 +55,7 @@ impl Decoder {
         }
     }
 
-    /// Whether there is nothing that is not done with.
+    /// Whether all that it was given is done with: nothing is kept, and nothing waits to be taken.
     pub fn is_idle(&self) -> bool {
         self.pending.is_none()
     }

@@ -41,7 +41,8 @@ thread_local! {
 
 /// What carries a WebSocket.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Waits until a read may bring something: what a read that brings nothing does, for less.
+    /// Waits until a read may bring something; a read that brings nothing does the same, and costs
+    /// more.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Hands `frames` to the kernel, as many at once as it takes; returns how many bytes it took.
@@ -63,7 +64,7 @@ impl Transport for TcpStream {
 
     fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
         match frames {
-            // As in `poll_write`.
+            // The plain call is the cheaper one, here as in `poll_write`.
             [only] => Self::try_write(self, only),
             frames => with_slices(frames, |slices| self.try_write_vectored(slices)),
         }
@@ -182,9 +183,6 @@ impl<S: Transport> Socket<S> {
 
     /// Writes answers as far as the kernel takes them; the rest waits for the next chance.
     fn answer(&mut self, cx: &mut Context<'_>) {
-        if self.decoder.is_idle() {
-            return;
-        }
         while let Some(answers) = self.decoder.answers() {
             match Pin::new(&mut self.stream).poll_write(cx, answers) {
                 Poll::Ready(Ok(0)) => return self.decoder.end(io::ErrorKind::WriteZero.into()),
@@ -261,9 +259,7 @@ impl<S: Transport> Socket<S> {
     }
 
     fn put_answers_first(&mut self, frames: &mut Outbox) {
-        if !self.decoder.is_idle()
-            && let Some(answers) = self.decoder.answers()
-        {
+        if let Some(answers) = self.decoder.answers() {
             frames.insert(0, mem::take(answers).into());
         }
     }
@@ -348,7 +344,6 @@ fn poll_write<S: AsyncWrite + Unpin>(
 ) -> Poll<io::Result<usize>> {
     let stream = Pin::new(stream);
     let written = match frames {
-        // The plain call is the cheaper one.
         [only] => stream.poll_write(cx, only),
         frames => with_slices(frames, |slices| stream.poll_write_vectored(cx, slices)),
     };
@@ -417,6 +412,7 @@ pub(crate) mod tests {
             assert_eq!(messages, [b"hi"]);
             socket
         });
+        // Lets it wait first.
         yield_now().await;
         client.write_all(FRAME).await.unwrap();
         let read = timeout(Duration::from_secs(10), reader).await;
@@ -425,9 +421,9 @@ pub(crate) mod tests {
 
     /// A client that says `input`, once or forever, and takes all there is or nothing.
     pub(crate) struct Stub {
-        pub(crate) input: &'static [u8],
+        input: &'static [u8],
         pub(crate) repeats: bool,
-        pub(crate) takes: bool,
+        takes: bool,
         taken: Vec<u8>,
     }
 
