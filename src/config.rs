@@ -81,6 +81,11 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
     pub max_queue_bytes: Size,
 
+    /// Bytes of all messages and bodies that have begun and are not complete; the one that grows
+    /// least is cut
+    #[arg(long, env = "WSCAST_MAX_INCOMING", value_name = "SIZE", default_value = "256MiB", help_heading = LIMITS)]
+    pub max_incoming: Size,
+
     /// Web pages that may come in, in the place of the default rule where there is any
     #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = LIMITS,
           help = "Web pages that may come in: https://example.com, https://*.example.com or '*', \
@@ -177,6 +182,9 @@ impl Config {
         }
         if self.max_message_size.bytes() > MAX_MESSAGE_SIZE {
             return Err("--max-message-size must be at most 256MiB".to_string());
+        }
+        if self.max_incoming.bytes() < self.max_message_size.bytes() {
+            return Err("--max-incoming must be at least --max-message-size".to_string());
         }
         if self.max_connections > MAX_CONNECTIONS {
             return Err(format!(
@@ -472,6 +480,7 @@ mod tests {
             max_rooms: 1000,
             max_queue: 1024,
             max_queue_bytes: Size::from(4 << 20),
+            max_incoming: Size::from(256 << 20),
             allow_origin: Vec::new(),
             log_format: LogFormat::Text,
         };
@@ -554,6 +563,7 @@ mod tests {
             ("--max-queue 0", "--max-queue"),
             ("--max-queue -1", "--max-queue"),
             ("--max-message-size 1TiB", "--max-message-size"),
+            ("--max-incoming 100KiB", "--max-message-size"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.to_string().contains(option), "{line}: {error}");

@@ -5,26 +5,33 @@ use std::mem;
 
 use bytes::Bytes;
 use tungstenite::error::{Error, ProtocolError};
-use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::{CloseFrame, Message, Role, WebSocket, WebSocketConfig};
 
 use crate::disconnect::Disconnect;
-use crate::door::{Door, Front};
+use crate::door::{CONTROL_MAX, Control, Door, Front};
 use crate::message::Kind;
 
 /// tungstenite's own read buffer, for the few frames that it decodes.
 const READ_BUFFER: usize = 4096;
 
-/// What may wait of tungstenite's answers, which are pongs and a close frame.
+/// What may wait of answers to pings: all of them up to here, and beyond that the last one (RFC 6455,
+/// section 5.5.3).
 const ANSWERS_MAX: usize = 4 * 1024;
 
-/// The longest payload of a control frame, whatever a message may have (RFC 6455, section 5.5).
-const CONTROL_MAX: usize = 125;
+/// What a client sent, as far as it concerns anything behind the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received<'a> {
+    /// A message of this kind and payload.
+    Message(Kind, &'a [u8]),
+    /// The payload of a pong.
+    Pong(&'a [u8]),
+}
 
 /// Decodes what one client sends.
 ///
-/// Whole data frames become messages where they stand; all else is tungstenite's, which also
-/// answers pings and close frames, and tells what is wrong.
+/// Whole data frames become messages where they stand, and control frames are answered; all else,
+/// messages in fragments and what is wrong, is tungstenite's.
 #[derive(Debug)]
 pub struct Decoder {
     door: Door,
@@ -35,13 +42,13 @@ pub struct Decoder {
 /// What is not done with.
 #[derive(Debug, Default)]
 struct Pending {
-    /// There while it has something to do: its buffers keep the size of the largest frame they saw.
-    tungstenite: Option<Box<WebSocket<Memory>>>,
+    /// There amid a message in fragments: its buffers keep the size of the largest they saw.
+    tungstenite: Option<Box<WebSocket<Input>>>,
     /// The beginning of a frame that is not complete.
-    kept: Bytes,
-    answers: Vec<u8>,
-    /// What the last pong carried that carried anything.
-    pong: Option<Bytes>,
+    kept: Vec<u8>,
+    /// How many bytes that frame lacks at least.
+    kept_lacks: u64,
+    answers: Answers,
     /// Why nothing more is decoded.
     ended: Option<Disconnect>,
 }
@@ -65,20 +72,47 @@ impl Decoder {
         self.pending.as_ref().map_or(&[], |it| &it.kept)
     }
 
-    /// Gives `sink` the messages in `bytes`, in order.
-    pub fn decode(&mut self, bytes: &mut [u8], sink: &mut impl FnMut(Kind, &[u8])) {
-        if let Some(pending) = &mut self.pending {
-            pending.kept = Bytes::new();
+    /// What is held of a message that is not complete: how many bytes, and how many it lacks (at
+    /// least, where that cannot be known). Nothing where no message has begun.
+    pub fn unfinished(&self) -> Option<(usize, u64)> {
+        let pending = self.pending.as_deref()?;
+        let held = self.door.held() + pending.kept.len();
+        if pending.ended.is_some() || (held == 0 && self.door.is_between_messages()) {
+            return None;
         }
-        let (mut foreign, mut at) = (0, 0);
+        let lacks = match self.door.is_between_messages() {
+            true => pending.kept_lacks,
+            false => self.door.missing(),
+        };
+        Some((held, lacks))
+    }
+
+    /// Gives `sink` what stands in `bytes`, in order.
+    pub fn decode(&mut self, bytes: &mut [u8], sink: &mut impl FnMut(Received<'_>)) {
+        if let Some(pending) = &mut self.pending {
+            pending.kept = Vec::new();
+        }
+        // What tungstenite is to get.
+        let mut foreign = Vec::new();
+        let mut at = 0;
         while !self.has_ended() {
             let front = self.door.front(&mut bytes[at..]);
-            if let Front::Foreign(length) = front {
-                at += length;
-                continue;
+            match &front {
+                Front::Foreign(length) => {
+                    foreign.extend_from_slice(&bytes[at..at + length]);
+                    at += length;
+                    continue;
+                }
+                Front::Part(header, payload) => {
+                    header.write(&mut foreign);
+                    foreign.extend_from_slice(&bytes[at..][payload.clone()]);
+                    at += payload.end;
+                    continue;
+                }
+                _ => {}
             }
-            if foreign < at {
-                self.ask_tungstenite(&bytes[foreign..at], sink);
+            if !foreign.is_empty() {
+                self.ask_tungstenite(mem::take(&mut foreign), sink);
                 // Which may have ended it.
                 if self.has_ended() {
                     break;
@@ -86,13 +120,21 @@ impl Decoder {
             }
             match front {
                 Front::Message(kind, payload, length) => {
-                    sink(kind, &bytes[at..][payload]);
+                    sink(Received::Message(kind, &bytes[at..][payload]));
                     at += length;
-                    foreign = at;
                 }
-                Front::Foreign(_) | Front::Partial => {
-                    if at < bytes.len() {
-                        self.pending().kept = Bytes::copy_from_slice(&bytes[at..]);
+                Front::Control(control, payload, length) => {
+                    self.obey(control, &bytes[at..][payload], sink);
+                    at += length;
+                }
+                Front::TooLong => self.pending().ended = Some(Disconnect::TooBig),
+                Front::Foreign(_) | Front::Part(..) | Front::Partial(_) => {
+                    if let (Some(kept), Front::Partial(lacks)) = (bytes.get(at..), front)
+                        && !kept.is_empty()
+                    {
+                        let pending = self.pending();
+                        pending.kept = kept.to_vec();
+                        pending.kept_lacks = lacks;
                     }
                     break;
                 }
@@ -101,27 +143,14 @@ impl Decoder {
         self.tidy();
     }
 
-    /// Whether a pong came that was not taken yet.
-    pub fn has_pong(&self) -> bool {
-        self.pending.as_ref().is_some_and(|it| it.pong.is_some())
-    }
-
-    /// The payload of the last pong, once.
-    pub fn take_pong(&mut self) -> Option<Bytes> {
-        let pong = self.pending.as_mut()?.pong.take();
-        self.tidy();
-        pong
-    }
-
     /// Why nothing more is decoded, once.
     pub fn take_end(&mut self) -> Option<Disconnect> {
         self.pending.as_mut()?.ended.take()
     }
 
     /// The connection broke, unless the client has ended it in order before.
-    pub fn end(&mut self, error: io::Error) {
-        let ended = &mut self.pending().ended;
-        ended.get_or_insert(Disconnect::Transport(error));
+    pub fn end(&mut self, why: Disconnect) {
+        self.pending().ended.get_or_insert(why);
     }
 
     /// Whether there is a reason why nothing more is decoded.
@@ -132,77 +161,72 @@ impl Decoder {
     /// Answers that are to be written before anything else, if there are any; whoever writes them
     /// takes them out.
     pub fn answers(&mut self) -> Option<&mut Vec<u8>> {
-        let tungstenite = self.pending.as_mut()?.tungstenite.as_mut();
-        if tungstenite.is_some_and(|it| mem::take(&mut it.get_mut().full)) {
-            self.consult(|tungstenite| {
-                // First what it holds, then the answer that found no space in there either. If there
-                // is no space yet, it says so again.
-                tungstenite.flush().ok();
-                tungstenite.flush().ok();
-            });
-        }
         self.tidy();
-        let answers = &mut self.pending.as_mut()?.answers;
+        let answers = self.pending.as_mut()?.answers.next();
         (!answers.is_empty()).then_some(answers)
     }
 
-    /// Adds a close frame to the answers: `frame`, or the answer to the client's own.
-    pub fn close(&mut self, frame: Option<CloseFrame>) {
-        self.consult(|tungstenite| {
-            // A second close frame is refused, which is as it should be.
-            frame.map(|frame| tungstenite.close(Some(frame)).ok());
-            tungstenite.flush().ok();
-        });
+    /// Adds a close frame to the answers, behind which there are none.
+    pub fn close(&mut self, frame: CloseFrame) {
+        self.pending().answers.close(Frame::close(Some(frame)));
+    }
+
+    /// Drops what is held of a message that is not complete; nothing can be decoded behind it.
+    pub fn abandon(&mut self) {
+        let pending = self.pending();
+        pending.tungstenite = None;
+        pending.kept = Vec::new();
+    }
+
+    /// Does what a control frame asks for (RFC 6455, section 5.5).
+    fn obey(&mut self, control: Control, payload: &[u8], sink: &mut impl FnMut(Received<'_>)) {
+        match control {
+            Control::Ping => {
+                let pong = Frame::pong(Bytes::copy_from_slice(payload));
+                self.pending().answers.pong(pong);
+            }
+            Control::Pong => sink(Received::Pong(payload)),
+            Control::Close => {
+                let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+                let echo = code.map(|code| CloseFrame {
+                    code: code.into(),
+                    reason: String::from_utf8_lossy(&payload[2..]).into_owned().into(),
+                });
+                let pending = self.pending();
+                pending.answers.close(Frame::close(echo));
+                pending.ended = Some(Disconnect::ByClient(code));
+            }
+        }
     }
 
     /// Has tungstenite decode `bytes`, and gives `sink` the messages that this completes.
-    fn ask_tungstenite(&mut self, bytes: &[u8], sink: &mut impl FnMut(Kind, &[u8])) {
-        let input = Bytes::copy_from_slice(bytes);
-        let mut pong = None;
-        let ended = self.consult(|tungstenite| {
-            tungstenite.get_mut().input = input;
-            loop {
-                match tungstenite.read() {
-                    Ok(Message::Text(text)) => sink(Kind::Text, text.as_bytes()),
-                    Ok(Message::Binary(bytes)) => sink(Kind::Binary, &bytes),
-                    Ok(Message::Close(frame)) => return Some(closed(frame)),
-                    // An empty one says nothing, and is no receipt for what another one named.
-                    Ok(Message::Pong(payload)) if payload.is_empty() => {}
-                    Ok(Message::Pong(payload)) => pong = Some(payload),
-                    Ok(_) => {}
-                    Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return None;
-                    }
-                    Err(error) => return Some(reason(error)),
-                }
-            }
-        });
-        let pending = self.pending();
-        pending.ended = ended;
-        pending.pong = pong.or(pending.pong.take());
-    }
-
-    /// Asks tungstenite something, whose answers then are ours to write.
-    fn consult<T>(&mut self, ask: impl FnOnce(&mut WebSocket<Memory>) -> T) -> T {
+    fn ask_tungstenite(&mut self, bytes: Vec<u8>, sink: &mut impl FnMut(Received<'_>)) {
         let max_message = self.door.max_message();
         let pending = self.pending();
         let tungstenite = pending.tungstenite.get_or_insert_with(|| {
             let limits = WebSocketConfig::default()
                 .read_buffer_size(READ_BUFFER)
-                .write_buffer_size(0)
-                .max_write_buffer_size(ANSWERS_MAX)
                 .max_message_size(Some(max_message))
-                .max_frame_size(Some(max_message.max(CONTROL_MAX)));
+                .max_frame_size(Some(max_message.max(CONTROL_MAX as usize)));
+            let input = Input::default();
             Box::new(WebSocket::from_raw_socket(
-                Memory::default(),
+                input,
                 Role::Server,
                 Some(limits),
             ))
         });
-        tungstenite.get_mut().answers = mem::take(&mut pending.answers);
-        let told = ask(tungstenite);
-        pending.answers = mem::take(&mut tungstenite.get_mut().answers);
-        told
+        tungstenite.get_mut().0 = bytes.into();
+        pending.ended = loop {
+            match tungstenite.read() {
+                Ok(Message::Text(text)) => sink(Received::Message(Kind::Text, text.as_bytes())),
+                Ok(Message::Binary(bytes)) => sink(Received::Message(Kind::Binary, &bytes)),
+                // A close frame gets here only where its payload may not be sent.
+                Ok(Message::Close(_)) => break Some(Disconnect::Protocol),
+                Ok(_) => {}
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                Err(error) => break Some(reason(error)),
+            }
+        };
     }
 
     fn pending(&mut self) -> &mut Pending {
@@ -214,37 +238,19 @@ impl Decoder {
         let Some(pending) = &mut self.pending else {
             return;
         };
-        let idle = |it: &WebSocket<Memory>| it.can_write() && !it.get_ref().full;
-        if self.door.is_between_messages()
-            && pending.ended.is_none()
-            && pending.tungstenite.as_deref().is_none_or(idle)
-        {
+        if self.door.is_between_messages() && pending.ended.is_none() {
             pending.tungstenite = None;
-            if pending.kept.is_empty() && pending.answers.is_empty() && pending.pong.is_none() {
+            if pending.kept.is_empty() && pending.answers.are_done() {
                 self.pending = None;
             }
         }
     }
 }
 
-/// What a close frame of the client's says; tungstenite puts one of its own in the place of a frame
-/// whose code may not be sent.
-fn closed(frame: Option<CloseFrame>) -> Disconnect {
-    match frame {
-        Some(CloseFrame {
-            code: CloseCode::Protocol,
-            reason,
-        }) if reason == "Protocol violation" => Disconnect::Protocol,
-        frame => Disconnect::ByClient(frame.map(|it| it.code)),
-    }
-}
-
 /// What an error of tungstenite's says about the client.
 fn reason(error: Error) -> Disconnect {
     match error {
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-            Disconnect::Transport(io::ErrorKind::UnexpectedEof.into())
-        }
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Disconnect::Gone,
         Error::Protocol(_) => Disconnect::Protocol,
         Error::Utf8(_) => Disconnect::NotUtf8,
         Error::Capacity(_) => Disconnect::TooBig,
@@ -254,33 +260,76 @@ fn reason(error: Error) -> Disconnect {
     }
 }
 
-/// What stands in the place of a stream behind tungstenite.
+/// Control frames that wait to be written, in order.
 #[derive(Debug, Default)]
-struct Memory {
-    input: Bytes,
-    answers: Vec<u8>,
-    /// Whether there was no space for an answer.
-    full: bool,
+struct Answers {
+    frames: Vec<u8>,
+    /// The answer to the last ping, where there was no space for it.
+    late: Option<Frame>,
+    /// Whether a close frame is among them, or was: it is the last frame of a connection.
+    closed: bool,
 }
 
-impl Read for Memory {
+impl Answers {
+    fn pong(&mut self, pong: Frame) {
+        if self.closed {
+            return;
+        }
+        if self.late.is_some() || self.frames.len() + pong.len() > ANSWERS_MAX {
+            self.late = Some(pong);
+        } else {
+            self.push(pong);
+        }
+    }
+
+    fn close(&mut self, close: Frame) {
+        if self.closed {
+            return;
+        }
+        self.late.take().map(|late| self.push(late));
+        self.push(close);
+        self.closed = true;
+    }
+
+    /// Those to be written next.
+    fn next(&mut self) -> &mut Vec<u8> {
+        if self.frames.is_empty()
+            && let Some(late) = self.late.take()
+        {
+            self.push(late);
+        }
+        &mut self.frames
+    }
+
+    /// Whether nothing is left, and nothing is to be remembered.
+    fn are_done(&self) -> bool {
+        self.frames.is_empty() && self.late.is_none() && !self.closed
+    }
+
+    fn push(&mut self, frame: Frame) {
+        frame
+            .format(&mut self.frames)
+            .expect("a Vec takes every write");
+    }
+}
+
+/// What stands in the place of a stream before tungstenite, which writes nothing here.
+#[derive(Debug, Default)]
+struct Input(Bytes);
+
+impl Read for Input {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.input.is_empty() {
+        if self.0.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let now = self.input.split_to(self.input.len().min(buffer.len()));
+        let now = self.0.split_to(self.0.len().min(buffer.len()));
         buffer[..now.len()].copy_from_slice(&now);
         Ok(now.len())
     }
 }
 
-impl Write for Memory {
+impl Write for Input {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.answers.len() + bytes.len() > ANSWERS_MAX {
-            self.full = true;
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.answers.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -300,18 +349,23 @@ mod tests {
     /// The messages, how it ended, and what was answered.
     type Outcome = (Vec<(Kind, Vec<u8>)>, String, Vec<u8>);
 
+    /// Adds the messages of what is received to `messages`.
+    fn collect(messages: &mut Vec<(Kind, Vec<u8>)>) -> impl FnMut(Received<'_>) {
+        |received| match received {
+            Received::Message(kind, payload) => messages.push((kind, payload.to_vec())),
+            Received::Pong(_) => {}
+        }
+    }
+
     fn through_the_door<'a>(pieces: impl Iterator<Item = &'a [u8]>, max: usize) -> Outcome {
         let mut decoder = Decoder::new(max);
         let mut messages = Vec::new();
         for piece in pieces {
             let mut bytes = [decoder.kept(), piece].concat();
-            decoder.decode(&mut bytes, &mut |kind, payload| {
-                messages.push((kind, payload.to_vec()))
-            });
+            decoder.decode(&mut bytes, &mut collect(&mut messages));
         }
-        decoder.end(io::ErrorKind::UnexpectedEof.into());
+        decoder.end(Disconnect::Gone);
         let end = decoder.take_end().unwrap();
-        decoder.close(None);
         let answers = decoder.answers().map(mem::take).unwrap_or_default();
         (messages, format!("{end:?}"), answers)
     }
@@ -338,7 +392,7 @@ mod tests {
     fn through_tungstenite(bytes: Vec<u8>, max: usize) -> Outcome {
         let limits = WebSocketConfig::default()
             .max_message_size(Some(max))
-            .max_frame_size(Some(max.max(CONTROL_MAX)));
+            .max_frame_size(Some(max.max(CONTROL_MAX as usize)));
         let stream = Whole(Cursor::new(bytes), Vec::new());
         let mut websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(limits));
         let mut messages = Vec::new();
@@ -346,7 +400,12 @@ mod tests {
             match websocket.read() {
                 Ok(Message::Text(text)) => messages.push((Kind::Text, text.as_bytes().to_vec())),
                 Ok(Message::Binary(bytes)) => messages.push((Kind::Binary, bytes.to_vec())),
-                Ok(Message::Close(frame)) => break closed(frame),
+                Ok(Message::Close(Some(frame))) if frame.reason == "Protocol violation" => {
+                    break Disconnect::Protocol;
+                }
+                Ok(Message::Close(frame)) => {
+                    break Disconnect::ByClient(frame.map(|it| it.code.into()));
+                }
                 Ok(_) => {}
                 Err(error) => break reason(error),
             }
@@ -416,12 +475,26 @@ mod tests {
     }
 
     #[test]
-    fn a_close_code_that_may_not_be_sent_is_a_protocol_error() {
-        let (_, end, answer) =
-            through_the_door([&[0x88, 0x82, 0, 0, 0, 0, 3, 237][..]].into_iter(), 10);
+    fn each_close_code_is_echoed_or_an_error() {
+        let close = |code: u16| {
+            let payload = [&code.to_be_bytes()[..], b"why"].concat();
+            through_the_door([&masked(0x88, &payload)[..]].into_iter(), 10)
+        };
+        for code in (1000..=1003).chain(1007..=1014).chain([3000, 4999]) {
+            let (_, end, answer) = close(code);
+            assert_eq!(end, format!("ByClient(Some({code}))"));
+            let echo = [&[0x88, 5], &code.to_be_bytes()[..], b"why"].concat();
+            assert_eq!(answer, echo);
+        }
+        for code in [
+            0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535,
+        ] {
+            assert_eq!(close(code).1, "Protocol", "{code}");
+        }
+        let (_, end, answer) = through_the_door([&masked(0x88, b"")[..]].into_iter(), 10);
         assert_eq!(
-            (end.as_str(), &answer[2..4]),
-            ("Protocol", &1002_u16.to_be_bytes()[..])
+            (end.as_str(), &answer[..]),
+            ("ByClient(None)", &[0x88, 0][..])
         );
     }
 
@@ -429,7 +502,7 @@ mod tests {
     fn control_frames_may_be_longer_than_the_longest_message() {
         let ping = masked(0x89, b"as long as the id of a message");
         let (_, end, answer) = through_the_door([&ping[..]].into_iter(), 10);
-        assert_eq!((&answer[2..], end.contains("Eof")), (&ping[14..], true));
+        assert_eq!((&answer[2..], end.as_str()), (&ping[14..], "Gone"));
     }
 
     #[test]
@@ -437,30 +510,82 @@ mod tests {
         let mut decoder = Decoder::new(1000);
         for number in 0..100_000_u32 {
             let ping = masked(0x89, &number.to_be_bytes().repeat(20));
-            decoder.decode(&mut ping.clone(), &mut |_, _| {});
+            decoder.decode(&mut ping.clone(), &mut |_| {});
         }
-        assert!(decoder.pending().answers.len() <= ANSWERS_MAX);
-        // Those that waited inside come out as space is made, and the last is the newest.
+        assert!(decoder.pending().answers.frames.len() <= ANSWERS_MAX);
+        // The last comes out as space is made.
         let mut all = Vec::new();
         while let Some(answers) = decoder.answers() {
             all.append(answers);
         }
-        assert!(all.len() <= 3 * ANSWERS_MAX);
+        assert!(all.len() <= 2 * ANSWERS_MAX);
         assert!(all.ends_with(&99_999_u32.to_be_bytes().repeat(20)));
+    }
+
+    #[test]
+    fn a_close_frame_is_the_last_answer() {
+        let mut decoder = Decoder::new(10);
+        let mut bytes = [masked(0x89, b"1"), masked(0x89, b"2")].concat();
+        decoder.decode(&mut bytes, &mut |_| {});
+        decoder.close(Disconnect::ShuttingDown.close_frame().unwrap());
+        decoder.decode(&mut masked(0x89, b"3"), &mut |_| {});
+        decoder.decode(&mut masked(0x88, &1000_u16.to_be_bytes()), &mut |_| {});
+        let answers = decoder.answers().map(mem::take).unwrap();
+        assert!(
+            answers.starts_with(b"\x8a\x011\x8a\x012\x88"),
+            "{answers:?}"
+        );
+        assert_eq!(answers.len(), 6 + usize::from(answers[7]) + 2);
+        assert!(decoder.answers().is_none());
+        assert!(matches!(
+            decoder.take_end(),
+            Some(Disconnect::ByClient(Some(1000)))
+        ));
     }
 
     #[test]
     fn after_a_large_message_no_more_is_held_than_before() {
         let mut decoder = Decoder::new(1 << 20);
-        let (mut sizes, large) = (Vec::new(), masked(0x82, &vec![7; 1 << 20]));
+        let (mut messages, large) = (Vec::new(), masked(0x82, &vec![7; 1 << 20]));
         for piece in large.chunks(200 * 1024) {
             let mut bytes = [decoder.kept(), piece].concat();
-            decoder.decode(&mut bytes, &mut |_, payload| sizes.push(payload.len()));
+            decoder.decode(&mut bytes, &mut collect(&mut messages));
         }
-        assert_eq!(sizes, [1 << 20]);
+        assert!(messages == [(Kind::Binary, vec![7; 1 << 20])]);
         assert!(decoder.pending.is_none());
-        decoder.decode(&mut masked(0x89, b"hi"), &mut |_, _| {});
+        decoder.decode(&mut masked(0x89, b"hi"), &mut |_| {});
         assert_eq!(decoder.answers().unwrap(), b"\x8a\x02hi");
+    }
+
+    #[test]
+    fn what_is_unfinished_is_known_to_the_byte() {
+        let mut decoder = Decoder::new(1 << 20);
+        let mut feed = |piece: &[u8]| {
+            let mut bytes = [decoder.kept(), piece].concat();
+            decoder.decode(&mut bytes, &mut |_| {});
+            decoder.unfinished()
+        };
+        assert_eq!(feed(b""), None);
+        // A short frame is kept as it is, a long one by its payload.
+        let short = masked(0x82, &[7; 100]);
+        assert_eq!(feed(&short[..1]), Some((1, 1)));
+        assert_eq!(feed(&short[1..50]), Some((50, 64)));
+        assert_eq!(feed(&short[50..]), None);
+        let long = masked(0x82, &[7; 100_000]);
+        assert_eq!(feed(&long[..14]), Some((14, 100_000)));
+        assert_eq!(feed(&long[14..5014]), Some((5000, 95_000)));
+        assert_eq!(feed(&long[5014..]), None);
+        // In fragments it is not known how long it will be; control frames amid them are no part of it.
+        assert_eq!(
+            feed(&masked(0x02, &[7; 1000])),
+            Some((1000, (1 << 20) - 1000))
+        );
+        assert_eq!(feed(&masked(0x89, b"hi")), Some((1000, (1 << 20) - 1000)));
+        assert_eq!(
+            feed(&masked(0x00, &[7; 24])),
+            Some((1024, (1 << 20) - 1024))
+        );
+        assert_eq!(feed(&masked(0x80, &[7; 24])), None);
     }
 
     proptest! {
@@ -480,8 +605,19 @@ mod tests {
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
             let pieces = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
-            let with = through_the_door(pieces, max);
-            prop_assert_eq!(with, through_tungstenite(bytes, max));
+            let (messages, end, answers) = through_the_door(pieces, max);
+            let mut alone = through_tungstenite(bytes, max);
+            // What is too long, or no text, is known before all of its frame is there.
+            if alone.1 == "Gone" && (end == "TooBig" || end == "NotUtf8") {
+                alone = through_tungstenite(frames.concat(), max);
+            }
+            prop_assert_eq!(messages, alone.0);
+            prop_assert_eq!(&end, &alone.1);
+            // The close frame of an error is the session's to send.
+            match end.as_str() {
+                "Protocol" => prop_assert!(alone.2.starts_with(&answers)),
+                _ => prop_assert_eq!(answers, alone.2),
+            }
         }
     }
 }

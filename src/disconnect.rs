@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 pub enum Disconnect {
     /// The client closed, with this code if it gave one; it is echoed.
     #[error("closed by the client")]
-    ByClient(Option<CloseCode>),
+    ByClient(Option<u16>),
     /// The server is told to stop.
     #[error("server is shutting down")]
     ShuttingDown,
@@ -32,6 +32,15 @@ pub enum Disconnect {
     /// The client took nothing for `--write-timeout`; whatever is still unsent is lost to it.
     #[error("too slow: took nothing for the write timeout")]
     Stalled,
+    /// A message was cut to keep `--max-incoming`.
+    #[error("no space: too much has begun and is not complete")]
+    NoSpace,
+    /// A message that has begun did not go on for `--write-timeout`.
+    #[error("too slow: sent nothing more of a message for the write timeout")]
+    Unfinished,
+    /// The client closed the connection without a close frame, as a program does that ends.
+    #[error("gone")]
+    Gone,
     /// The TCP connection broke.
     #[error("connection lost: {0}")]
     Transport(#[source] io::Error),
@@ -47,9 +56,9 @@ impl Disconnect {
             Self::NotUtf8 => CloseCode::Invalid,
             Self::TooBig => CloseCode::Size,
             Self::NoPong => CloseCode::Error,
-            Self::Behind | Self::Stalled => CloseCode::Again,
-            Self::ByClient(code) => (*code)?,
-            Self::Transport(_) => return None,
+            Self::Behind | Self::Stalled | Self::NoSpace | Self::Unfinished => CloseCode::Again,
+            Self::ByClient(code) => return *code,
+            Self::Gone | Self::Transport(_) => return None,
         };
         Some(code.into())
     }
@@ -57,7 +66,7 @@ impl Disconnect {
     /// The close frame that is ours to send, if there is one.
     pub fn close_frame(&self) -> Option<CloseFrame> {
         match self {
-            Self::ByClient(_) | Self::Transport(_) => None,
+            Self::ByClient(_) | Self::Gone | Self::Transport(_) => None,
             ours => {
                 let code = ours.close_code()?.into();
                 Some(CloseFrame {
@@ -68,9 +77,25 @@ impl Disconnect {
         }
     }
 
-    /// Whether what the client still sends no longer makes sense as WebSocket frames.
-    pub fn is_violation(&self) -> bool {
-        matches!(self, Self::Protocol | Self::NotUtf8 | Self::TooBig)
+    /// Whether what the client still sends is not read as WebSocket frames any more.
+    pub fn ends_reading(&self) -> bool {
+        matches!(
+            self,
+            Self::Protocol
+                | Self::NotUtf8
+                | Self::TooBig
+                | Self::NoSpace
+                | Self::Unfinished
+                | Self::ByClient(_)
+        )
+    }
+
+    /// The reason that an error of the connection is: where the peer closed it, it is gone.
+    pub fn from_io(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Gone,
+            _ => Self::Transport(error),
+        }
     }
 }
 
@@ -89,6 +114,9 @@ mod tests {
         assert_eq!(code(Disconnect::NoPong), Some(1011));
         assert_eq!(code(Disconnect::Behind), Some(1013));
         assert_eq!(code(Disconnect::Stalled), Some(1013));
+        assert_eq!(code(Disconnect::NoSpace), Some(1013));
+        assert_eq!(code(Disconnect::Unfinished), Some(1013));
+        assert_eq!(code(Disconnect::Gone), None);
         assert_eq!(
             code(Disconnect::Transport(io::ErrorKind::BrokenPipe.into())),
             None
@@ -97,7 +125,7 @@ mod tests {
 
     #[test]
     fn to_a_close_frame_of_the_client_there_is_none_of_ours() {
-        let why = Disconnect::ByClient(Some(CloseCode::Normal));
+        let why = Disconnect::ByClient(Some(1000));
         assert_eq!((why.close_code(), why.close_frame()), (Some(1000), None));
     }
 }

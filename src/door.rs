@@ -9,28 +9,67 @@ use crate::message::Kind;
 pub enum Front {
     /// A whole message: where its payload stands, unmasked by now, and how long its frame is.
     Message(Kind, Range<usize>, usize),
+    /// A whole control frame, likewise.
+    Control(Control, Range<usize>, usize),
     /// So many bytes are tungstenite's, unchanged.
     Foreign(usize),
-    /// The beginning of a frame; more must come before anything can be said.
-    Partial,
+    /// A part of a data frame that belongs to a message in several parts: tungstenite gets it as a
+    /// frame of its own, of this header and the payload that stands in this range, behind which
+    /// the next begins.
+    Part(PartHeader, Range<usize>),
+    /// A frame would make its message longer than allowed.
+    TooLong,
+    /// The beginning of a frame; at least so many bytes must come before anything can be said.
+    Partial(u64),
 }
 
-/// Tells complete, unfragmented, masked data frames, which nearly all frames are, from all others.
+/// The control frames of RFC 6455, section 5.5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Has to be answered with a pong.
+    Ping,
+    /// Answers a ping, or comes by itself.
+    Pong,
+    /// Ends the connection.
+    Close,
+}
+
+/// Tells complete, unfragmented, masked data frames and control frames, which nearly all frames are,
+/// from all others.
 ///
 /// It follows the frames (RFC 6455, section 5.2) closely enough to know where each begins, and
-/// judges none: everything that is rare or wrong is tungstenite's.
+/// judges none: everything that is rare or wrong is tungstenite's. Long frames it cuts into parts,
+/// so that tungstenite holds no more than the message.
 #[derive(Debug)]
 pub struct Door {
     max_message: u64,
     /// Bytes of the current frame that are still tungstenite's.
     foreign: u64,
+    /// The rest of a data frame that is passed on in parts.
+    rest: Option<Rest>,
     /// Whether the current message is in fragments.
     fragmented: bool,
+    /// Bytes that tungstenite holds of the current message.
+    held: u64,
 }
 
-/// A frame that is not here in full yet is waited for if it has at most so many bytes; of a longer
-/// one tungstenite gets what there is.
+/// What is still to come of a data frame.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    /// FIN and the opcode of the frame, as far as no part has had them yet.
+    first: u8,
+    mask: [u8; 4],
+    length: u64,
+}
+
+/// A frame that is not here in full yet is waited for if it has at most so many bytes; a longer one
+/// is passed on in parts.
 pub const PARTIAL_MAX: usize = 64 * 1024;
+
+/// The longest payload of a control frame, whatever a message may have (RFC 6455, section 5.5).
+pub const CONTROL_MAX: u64 = 125;
+
+const FIN: u8 = 0x80;
 
 impl Door {
     /// A door in front of a connection whose first frame is still to come.
@@ -38,35 +77,49 @@ impl Door {
         Self {
             max_message: max_message as u64,
             foreign: 0,
+            rest: None,
             fragmented: false,
+            held: 0,
         }
     }
 
     /// Looks at the bytes that follow those it told of before.
     pub fn front(&mut self, bytes: &mut [u8]) -> Front {
         if bytes.is_empty() {
-            return Front::Partial;
+            return Front::Partial(1);
         }
         if self.foreign > 0 {
             let foreign = self.foreign.min(bytes.len() as u64);
             self.foreign -= foreign;
+            self.held += foreign;
             return Front::Foreign(foreign as usize);
         }
+        if self.rest.is_some() {
+            return self.part(bytes, 0);
+        }
         let Some(header) = Header::parse(bytes) else {
-            return Front::Partial;
+            return Front::Partial(1);
         };
         let end = header.length.saturating_add(header.payload);
-        let complete = end <= bytes.len() as u64;
-        let kinds = [Kind::Text, Kind::Binary];
-        let kind = kinds.into_iter().find(|it| it.first_byte() == header.first);
-        if let (Some(kind), Some(mask), false) = (kind, header.mask, self.fragmented)
+        let missing = end.saturating_sub(bytes.len() as u64);
+        let payload = header.length as usize..end as usize;
+        if let (Some(control), Some(mask)) = (header.control(), header.mask) {
+            if missing > 0 {
+                return Front::Partial(missing);
+            }
+            unmask(&mut bytes[payload.clone()], mask);
+            if control != Control::Close || is_valid_close(&bytes[payload.clone()]) {
+                return Front::Control(control, payload, end as usize);
+            }
+            unmask(&mut bytes[payload], mask);
+        } else if let (Some(kind), Some(mask), false) =
+            (header.message(), header.mask, self.fragmented)
             && header.payload <= self.max_message
         {
-            if !complete && end <= PARTIAL_MAX as u64 {
-                return Front::Partial;
+            if missing > 0 && end <= PARTIAL_MAX as u64 {
+                return Front::Partial(missing);
             }
-            if complete {
-                let payload = header.length as usize..end as usize;
+            if missing == 0 {
                 let is_ascii = unmask(&mut bytes[payload.clone()], mask);
                 if is_ascii
                     || kind == Kind::Binary
@@ -78,11 +131,58 @@ impl Door {
                 unmask(&mut bytes[payload], mask);
             }
         }
-        if !header.is_control() {
-            self.fragmented = !header.is_final();
+        if let (true, Some(mask)) = (header.is_data(self.fragmented), header.mask) {
+            if self.fragmented && header.payload > self.max_message.saturating_sub(self.held) {
+                return Front::TooLong;
+            }
+            if missing == header.payload && missing > 0 {
+                return Front::Partial(missing);
+            }
+            if header.payload <= self.max_message {
+                self.fragmented = true;
+                self.rest = Some(Rest {
+                    first: header.first,
+                    mask,
+                    length: header.payload,
+                });
+                return self.part(bytes, header.length as usize);
+            }
         }
         self.foreign = end;
         self.front(bytes)
+    }
+
+    /// What is there of the current frame, as a frame of its own; its payload begins at `start`.
+    fn part(&mut self, bytes: &[u8], start: usize) -> Front {
+        let rest = self.rest.take().expect("the rest of a frame is to come");
+        let there = rest.length.min((bytes.len() - start) as u64) as usize;
+        let is_last = there as u64 == rest.length;
+        let first = if is_last {
+            rest.first
+        } else {
+            rest.first & !FIN
+        };
+        let header = PartHeader {
+            first,
+            mask: rest.mask,
+            length: there,
+        };
+        if !is_last {
+            let mut mask = rest.mask;
+            mask.rotate_left(there % 4);
+            self.rest = Some(Rest {
+                // What comes then continues this.
+                first: rest.first & FIN,
+                mask,
+                length: rest.length - there as u64,
+            });
+        }
+        self.held += there as u64;
+        if is_last && rest.first & FIN != 0 {
+            self.fragmented = false;
+            self.held = 0;
+        }
+        Front::Part(header, start..start + there)
     }
 
     /// The longest message that passes, in bytes.
@@ -93,6 +193,52 @@ impl Door {
     /// Whether the next byte begins a message, as far as the bytes go that were shown.
     pub fn is_between_messages(&self) -> bool {
         self.foreign == 0 && !self.fragmented
+    }
+
+    /// Bytes that tungstenite holds of a message that is not complete.
+    pub fn held(&self) -> usize {
+        self.held as usize
+    }
+
+    /// Bytes that must come at least, or at most where that cannot be known, until the message is
+    /// complete of which tungstenite holds a part.
+    pub fn missing(&self) -> u64 {
+        match self.rest {
+            Some(rest) if rest.first & FIN != 0 => rest.length,
+            _ if self.fragmented => self.max_message.saturating_sub(self.held),
+            _ => self.foreign,
+        }
+    }
+}
+
+/// The header of a part of a frame, as tungstenite gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartHeader {
+    first: u8,
+    mask: [u8; 4],
+    length: usize,
+}
+
+impl PartHeader {
+    /// Appends it (RFC 6455, section 5.2).
+    pub fn write(&self, frame: &mut Vec<u8>) {
+        frame.extend([self.first, 0x80 | 127]);
+        frame.extend((self.length as u64).to_be_bytes());
+        frame.extend(self.mask);
+    }
+}
+
+/// Whether the payload of a close frame may be sent (RFC 6455, sections 5.5.1 and 7.4): nothing, or
+/// a code, and a reason in UTF-8.
+fn is_valid_close(payload: &[u8]) -> bool {
+    match payload.split_first_chunk() {
+        None => payload.is_empty(),
+        Some((code, reason)) => {
+            let code = u16::from_be_bytes(*code);
+            // 1004 to 1006 and 1015 stand for what is not sent; what is below 3000 else is reserved.
+            matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+                && std::str::from_utf8(reason).is_ok()
+        }
     }
 }
 
@@ -135,12 +281,30 @@ impl Header {
         })
     }
 
-    fn is_final(&self) -> bool {
-        self.first & 0x80 != 0
+    /// The kind of message that it carries, where that is in this frame alone.
+    fn message(&self) -> Option<Kind> {
+        let kinds = [Kind::Text, Kind::Binary];
+        kinds.into_iter().find(|it| it.first_byte() == self.first)
     }
 
-    fn is_control(&self) -> bool {
-        self.first & 0x08 != 0
+    /// Which control frame it is, if it is one that may be.
+    fn control(&self) -> Option<Control> {
+        match self.first {
+            0x88 if self.payload <= CONTROL_MAX => Some(Control::Close),
+            0x89 if self.payload <= CONTROL_MAX => Some(Control::Ping),
+            0x8a if self.payload <= CONTROL_MAX => Some(Control::Pong),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a data frame that may stand here: one that continues a message amid fragments,
+    /// and else one that begins a message.
+    fn is_data(&self, amid_fragments: bool) -> bool {
+        match self.first & !FIN {
+            0 => amid_fragments,
+            1 | 2 => !amid_fragments,
+            _ => false,
+        }
     }
 }
 

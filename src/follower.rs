@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
 use smallvec::smallvec;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::select;
 use tokio::time::{Instant, Interval, interval_at, timeout};
 use tracing::Span;
@@ -18,7 +18,7 @@ use crate::disconnect::Disconnect;
 use crate::farewell::Farewell;
 use crate::hub::Membership;
 use crate::message::{Format, Outbox, Piece};
-use crate::socket::{linger, write};
+use crate::socket::{Transport, linger, write};
 use crate::wire::{self, Event};
 
 /// One client that listens: the one task that writes to it.
@@ -38,7 +38,7 @@ const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 /// The last words to those whom the server leaves: come back in a second.
 const COME_BACK: Bytes = Bytes::from_static(b"retry: 1000\n\n");
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
+impl<S: Transport> Follower<S> {
     /// A follower whose request is answered with `head`.
     pub fn new(
         stream: S,
@@ -62,14 +62,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
         self.membership.subscription.leave();
         let why = self.farewell.why.insert(why);
         if matches!(why, Disconnect::ShuttingDown) {
-            let close = async {
-                let mut last = smallvec![COME_BACK.into()];
-                let patience = self.config.write_timeout.get();
-                if write(&mut self.stream, &mut last, patience).await.is_ok() {
-                    linger(&mut self.stream).await;
-                }
-            };
-            timeout(self.config.close_timeout.get(), close).await.ok();
+            self.outbox = smallvec![COME_BACK.into()];
+            if self.write().await.is_ok() {
+                let limit = self.config.close_timeout.get();
+                timeout(limit, linger(&mut self.stream)).await.ok();
+            }
         }
     }
 
@@ -100,7 +97,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Follower<S> {
                 // Nothing more is to come from the client but its end. Who sends something else is not
                 // read any more, and found to be gone when it is written to.
                 read = self.stream.read(&mut unheard), if listens => match read {
-                    Ok(0) => return Err(Disconnect::Transport(io::ErrorKind::UnexpectedEof.into())),
+                    // A program that ends closes, or resets what it has not read.
+                    Ok(0) => return Err(Disconnect::Gone),
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                        return Err(Disconnect::Gone);
+                    }
                     Ok(_) => listens = false,
                     Err(error) => return Err(Disconnect::Transport(error)),
                 }

@@ -32,7 +32,7 @@ impl Refusal {
     }
 
     /// 503: try again in a second.
-    pub fn unavailable(reason: &'static str) -> Self {
+    pub fn unavailable(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")
     }
 

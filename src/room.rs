@@ -194,6 +194,7 @@ impl Room {
             room: self.clone(),
             queue,
             key: Some(key),
+            epoch: log.epoch,
             format: follow.format,
             source: Source::History,
             missed: 0,
@@ -324,6 +325,8 @@ pub struct Subscription {
     queue: Arc<Queue>,
     /// Its key among the members of the room, until it has left.
     key: Option<usize>,
+    /// The epoch of the log.
+    epoch: u64,
     format: Format,
     source: Source,
     /// How many messages were forgotten before it got them, and it was not told yet.
@@ -430,6 +433,11 @@ impl Subscription {
     /// How its events look.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// The epoch of the ids in this log.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The last message given, if any was.

@@ -1,13 +1,16 @@
 //! What a request is answered: the routes.
 
+use std::future::poll_fn;
 use std::iter;
 use std::mem;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::response::Builder;
@@ -19,6 +22,7 @@ use tracing::warn;
 use crate::admission::Admission;
 use crate::config::{Config, Mode};
 use crate::hub::{Hub, JoinError, Membership};
+use crate::incoming::{Incoming as AllIncoming, Unfinished};
 use crate::message::Format;
 use crate::page::{self, Body, NO_SNIFFING, whole};
 use crate::refusal::{Refusal, TEXT};
@@ -37,6 +41,7 @@ const HEALTH: &str = "/healthz";
 pub struct Routes {
     config: Arc<Config>,
     hub: Arc<Hub>,
+    incoming: Arc<AllIncoming>,
     admission: Admission,
     draining: CancellationToken,
 }
@@ -66,12 +71,14 @@ impl Routes {
     pub fn new(
         config: Arc<Config>,
         hub: Arc<Hub>,
+        incoming: Arc<AllIncoming>,
         admission: Admission,
         draining: CancellationToken,
     ) -> Self {
         Self {
             config,
             hub,
+            incoming,
             admission,
             draining,
         }
@@ -291,7 +298,9 @@ impl Routes {
         })
     }
 
-    async fn read(&self, body: Incoming) -> Result<Bytes, Refusal> {
+    /// Reads a body that is a message, in a buffer of its own: a slice of hyper's would keep all of
+    /// that.
+    async fn read(&self, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
         let limit = self.config.max_message_size.bytes();
         let too_big = || {
             let reason = format!("a message has at most {limit} bytes: see --max-message-size");
@@ -301,10 +310,36 @@ impl Routes {
         if body.size_hint().lower() > limit as u64 {
             return Err(too_big());
         }
-        match Limited::new(body, limit).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(too_big()),
-            Err(_) => Err(Refusal::bad("the body is malformed, or ends too early")),
+        let mut whole = Vec::new();
+        let mut unfinished: Option<Unfinished> = None;
+        loop {
+            let frame = poll_fn(|cx| {
+                if let Some(unfinished) = &unfinished {
+                    ready!(unfinished.poll_room(cx))
+                        .map_err(|cut| Refusal::unavailable(cut.to_string()))?;
+                }
+                let frame = ready!(Pin::new(&mut body).poll_frame(cx)).transpose();
+                frame
+                    .map_err(|_| Refusal::bad("the body is malformed, or ends too early"))
+                    .into()
+            });
+            let Some(frame) = frame.await? else {
+                return Ok(whole);
+            };
+            let Some(data) = frame.data_ref() else {
+                continue;
+            };
+            if whole.len() + data.len() > limit {
+                return Err(too_big());
+            }
+            whole.extend_from_slice(data);
+            let hint = body.size_hint();
+            if !body.is_end_stream() {
+                let missing = hint.exact().unwrap_or((limit - whole.len()) as u64);
+                unfinished
+                    .get_or_insert_with(|| self.incoming.begin())
+                    .update(whole.len(), missing);
+            }
         }
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,6 +26,7 @@ use crate::config::Config;
 use crate::follower::Follower;
 use crate::http::{Guest, Http};
 use crate::hub::Hub;
+use crate::incoming::Incoming;
 use crate::message::Format;
 use crate::routes::Routes;
 use crate::session::Session;
@@ -37,6 +40,12 @@ const REFUSALS: usize = 256;
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
+/// Bytes that the kernel takes of what waits for a client before it can send them. Without this
+/// bound it takes megabytes, says only once a third of them is gone that it takes more, and hides
+/// from us how far a slow client is.
+#[cfg(target_os = "linux")]
+const UNSENT_MAX: u32 = 64 * 1024;
+
 /// A server that listens.
 #[derive(Debug)]
 pub struct Server {
@@ -45,6 +54,7 @@ pub struct Server {
     refusals: Arc<Semaphore>,
     config: Arc<Config>,
     hub: Arc<Hub>,
+    incoming: Arc<Incoming>,
     http: Http,
     draining: CancellationToken,
 }
@@ -63,7 +73,17 @@ impl Server {
         let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
         let draining = CancellationToken::new();
         let admission = Admission::new(config.allow_origin.clone(), only_local);
-        let routes = Routes::new(config.clone(), hub.clone(), admission, draining.clone());
+        let incoming = Arc::new(Incoming::new(
+            config.max_incoming.bytes(),
+            config.write_timeout.get(),
+        ));
+        let routes = Routes::new(
+            config.clone(),
+            hub.clone(),
+            incoming.clone(),
+            admission,
+            draining.clone(),
+        );
         Ok(Self {
             listeners,
             places: Arc::new(Semaphore::new(config.max_connections)),
@@ -75,6 +95,7 @@ impl Server {
                 draining.clone(),
             ),
             hub,
+            incoming,
             config,
             draining,
         })
@@ -94,6 +115,7 @@ impl Server {
             places: self.places.clone(),
             max_connections: self.config.max_connections,
             hub: self.hub.clone(),
+            incoming: self.incoming.clone(),
         }
     }
 
@@ -148,8 +170,14 @@ impl Server {
         if !has_place {
             warn!(%peer, "refused: --max-connections is reached");
         }
-        let (http, config) = (self.http.clone(), self.config.clone());
-        connections.spawn(serve(stream, peer, has_place, permit, http, config));
+        let (http, config, incoming) = (
+            self.http.clone(),
+            self.config.clone(),
+            self.incoming.clone(),
+        );
+        connections.spawn(serve(
+            stream, peer, has_place, permit, http, config, incoming,
+        ));
     }
 
     async fn drain(mut self, mut connections: JoinSet<()>) {
@@ -185,12 +213,18 @@ pub struct Monitor {
     places: Arc<Semaphore>,
     max_connections: usize,
     hub: Arc<Hub>,
+    incoming: Arc<Incoming>,
 }
 
 impl Monitor {
     /// Connections that have a place, whether they are clients already or not.
     pub fn connections(&self) -> usize {
         self.max_connections - self.places.available_permits()
+    }
+
+    /// Bytes of messages and bodies that have begun and are not complete.
+    pub fn incoming(&self) -> usize {
+        self.incoming.bytes()
     }
 
     /// Rooms that have clients or a history.
@@ -210,11 +244,12 @@ fn serve(
     permit: OwnedSemaphorePermit,
     http: Http,
     config: Arc<Config>,
+    incoming: Arc<Incoming>,
 ) -> impl Future<Output = ()> {
     let exchange = Box::pin(http.serve(stream, has_place));
     async move {
         let mut client = match exchange.await {
-            Some(guest) => Client::new(guest, peer, config),
+            Some(guest) => Client::new(guest, peer, config, incoming),
             None => return,
         };
         match &mut client {
@@ -238,14 +273,22 @@ enum Client {
 }
 
 impl Client {
-    fn new(guest: Guest<TcpStream>, peer: SocketAddr, config: Arc<Config>) -> Self {
+    fn new(
+        guest: Guest<TcpStream>,
+        peer: SocketAddr,
+        config: Arc<Config>,
+        incoming: Arc<Incoming>,
+    ) -> Self {
         let span = info_span!("client", %peer, room = guest.room);
         let (stream, membership) = (guest.stream, guest.membership);
         if membership.subscription.format() == Format::EventStream {
             let follower = Follower::new(stream, guest.head, membership, config, span);
             Self::EventStream(Box::new(follower))
         } else {
-            Self::WebSocket(Session::new(stream, guest.ahead, membership, config, span))
+            let ahead = guest.ahead;
+            Self::WebSocket(Session::new(
+                stream, ahead, membership, config, incoming, span,
+            ))
         }
     }
 }
@@ -328,8 +371,10 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
-    // What it accepts inherits this.
+    // What it accepts inherits these.
     socket.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -12,10 +12,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{Level, Span, debug, enabled};
 
 use crate::config::{Config, Mode};
+use crate::decoder::Received;
 use crate::disconnect::Disconnect;
 use crate::farewell::Farewell;
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::{Membership, Presence};
+use crate::incoming::Incoming;
 use crate::message::{Frames, Kind, MessageId, Outbox, Piece};
 use crate::room::Subscription;
 use crate::socket::{Socket, Transport};
@@ -32,6 +34,8 @@ pub struct Session<S> {
     plain: Arc<Plain>,
     /// The last message that was answered, in echo mode.
     answered: Option<MessageId>,
+    /// The last message that the client says it has, and that was not acknowledged yet.
+    receipt: Option<MessageId>,
     /// Read, and not yet published.
     draft: Draft,
     /// To be written.
@@ -68,13 +72,16 @@ impl<S: Transport> Session<S> {
         ahead: Vec<u8>,
         membership: Membership,
         config: Arc<Config>,
+        incoming: Arc<Incoming>,
         span: Span,
     ) -> Self {
         let farewell = Farewell::new(span);
         let plain = membership.presence.plain().clone();
-        let mut socket = Socket::new(stream, config.clone());
+        let mut socket = Socket::new(stream, config.clone(), incoming);
         let mut draft = Draft::default();
-        socket.decode_ahead(ahead, encode(&plain, &mut draft));
+        let epoch = membership.subscription.epoch();
+        let mut receipt = None;
+        socket.decode_ahead(ahead, sort(&plain, epoch, &mut draft, &mut receipt));
         Self {
             socket,
             outbox: membership.greeting().map(Piece::from).into_iter().collect(),
@@ -83,6 +90,7 @@ impl<S: Transport> Session<S> {
             pulse: Pulse::new(&config).map(Box::new),
             plain,
             answered: None,
+            receipt,
             draft,
             yields: 0,
             farewell,
@@ -97,7 +105,11 @@ impl<S: Transport> Session<S> {
         self.subscription.leave();
         let why = self.farewell.why.insert(why);
         // In a box of its own: a client should not carry the room for it through its life.
-        Box::pin(self.socket.finish(why)).await;
+        let unread = match &self.pulse {
+            Some(pulse) => pulse.heartbeat.unread(self.socket.written()),
+            None => self.socket.written(),
+        };
+        Box::pin(self.socket.finish(why, unread)).await;
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
@@ -153,9 +165,7 @@ impl<S: Transport> Session<S> {
                 return Poll::Ready(Ok(Pause::Yield));
             }
             // The outbox is empty here: a client that sends without reading holds up itself.
-            let read = self
-                .socket
-                .poll_read(cx, encode(&self.plain, &mut self.draft))?;
+            let read = self.poll_read(cx)?;
             if read.is_ready() {
                 self.publish_draft();
                 self.yields += usize::from(self.socket.end_turn());
@@ -187,6 +197,13 @@ impl<S: Transport> Session<S> {
             }
         }
         Poll::Ready(Ok(Pause::Yield))
+    }
+
+    /// Reads into the draft.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
+        let epoch = self.subscription.epoch();
+        let sink = sort(&self.plain, epoch, &mut self.draft, &mut self.receipt);
+        self.socket.poll_read(cx, sink)
     }
 
     /// Publishes what was read, batch by batch.
@@ -232,7 +249,8 @@ impl<S: Transport> Session<S> {
     async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
         if waited && let Some(pulse) = &mut self.pulse {
-            pulse.heartbeat.took(Instant::now());
+            let written = self.socket.written();
+            pulse.heartbeat.took(Instant::now(), written);
         }
         Ok(())
     }
@@ -246,10 +264,11 @@ impl<S: Transport> Session<S> {
         match pulse.heartbeat.check(Instant::now()) {
             Beat::Wait => {}
             Beat::Ping => {
-                self.push_ping();
+                let last = self.push_ping();
                 self.write().await?;
                 if let Some(pulse) = &mut self.pulse {
-                    pulse.heartbeat.pinged(Instant::now());
+                    let written = self.socket.written();
+                    pulse.heartbeat.pinged(Instant::now(), written, last);
                 }
             }
             Beat::GiveUp => self.listen_once_more().await?,
@@ -260,23 +279,25 @@ impl<S: Transport> Session<S> {
         Ok(())
     }
 
-    /// Has a ping written that names what was written last.
+    /// Has a ping written that names what was written last, which it returns.
     ///
     /// Where a publisher waits for what the client has, the heartbeat knows nothing of it: or a
     /// client that is dead would never be found out while somebody asks for it.
-    fn push_ping(&mut self) {
+    fn push_ping(&mut self) -> Option<MessageId> {
         // Answers come behind the history.
         let last = self.answered.or(self.subscription.last());
         self.outbox.push(wire::ping(last).into());
+        last
     }
 
     /// Takes the client's last pong for what it is: a receipt for all messages up to the one named.
     fn take_receipt(&mut self) {
-        let Some(pong) = self.socket.take_pong() else {
+        let Some(id) = self.receipt.take() else {
             return;
         };
-        if let Ok(Ok(id)) = std::str::from_utf8(&pong).map(str::parse) {
-            self.subscription.acknowledge(id);
+        self.subscription.acknowledge(id);
+        if let Some(pulse) = &mut self.pulse {
+            pulse.heartbeat.acknowledged(id);
         }
     }
 
@@ -284,12 +305,7 @@ impl<S: Transport> Session<S> {
     async fn listen_once_more(&mut self) -> Result<(), Disconnect> {
         // Lets the runtime look at the sockets.
         yield_now().await;
-        let read = poll_fn(|cx| {
-            Poll::Ready(
-                self.socket
-                    .poll_read(cx, encode(&self.plain, &mut self.draft)),
-            )
-        });
+        let read = poll_fn(|cx| Poll::Ready(self.poll_read(cx)));
         if let Poll::Ready(read) = read.await {
             read?;
             self.publish_draft();
@@ -332,9 +348,21 @@ fn log_each(span: &Span, what: &str, frames: &Frames) {
     }
 }
 
-/// Where a message goes that was read: encoded into the draft.
-fn encode(plain: &Plain, draft: &mut Draft) -> impl FnMut(Kind, &[u8]) {
-    |kind, payload| plain.encode(kind, payload, draft)
+/// Where goes what was read: a message, encoded, into the draft; of pongs the last that names a
+/// message of this log is a receipt. Clients send pongs of their own, too.
+fn sort(
+    plain: &Plain,
+    epoch: u64,
+    draft: &mut Draft,
+    receipt: &mut Option<MessageId>,
+) -> impl FnMut(Received<'_>) {
+    move |received| match received {
+        Received::Message(kind, payload) => plain.encode(kind, payload, draft),
+        Received::Pong(payload) => {
+            let id = str::from_utf8(payload).ok().and_then(|id| id.parse().ok());
+            *receipt = id.filter(|id: &MessageId| id.epoch == epoch).or(*receipt);
+        }
+    }
 }
 
 /// About as many tasks the runtime runs before one that yielded is run again.
@@ -391,6 +419,10 @@ mod tests {
         start: Instant,
     }
 
+    fn incoming() -> Arc<Incoming> {
+        Arc::new(Incoming::new(1 << 20, secs(10)))
+    }
+
     /// A broadcast hub without texts.
     fn hub(change: impl FnOnce(&mut Config)) -> (Arc<Hub>, Arc<Config>) {
         let mut config = Config {
@@ -413,7 +445,8 @@ mod tests {
             let (stream, theirs) = duplex(window);
             let membership = hub.join("/", Follow::default()).unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
-            let mut session = Session::new(theirs, ahead, membership, config.clone(), span);
+            let mut session =
+                Session::new(theirs, ahead, membership, config.clone(), incoming(), span);
             Self {
                 stream,
                 session: tokio::spawn(async move { session.run().await }),
@@ -487,7 +520,14 @@ mod tests {
         let membership = hub.join("/", Follow::default()).unwrap();
         let mut endless = Stub::new(b"\x81\x82\0\0\0\0hi");
         endless.repeats = true;
-        let mut session = Session::new(endless, Vec::new(), membership, config, Span::none());
+        let mut session = Session::new(
+            endless,
+            Vec::new(),
+            membership,
+            config,
+            incoming(),
+            Span::none(),
+        );
         let session = tokio::spawn(async move { session.run().await });
         let published = || {
             let hub = hub.clone();
@@ -704,7 +744,14 @@ mod tests {
         let (hub, config) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
         let membership = hub.join("/", Follow::default()).unwrap();
-        let mut session = Session::new(theirs, Vec::new(), membership, config, Span::none());
+        let mut session = Session::new(
+            theirs,
+            Vec::new(),
+            membership,
+            config,
+            incoming(),
+            Span::none(),
+        );
         let size = size_of_val(&session) + size_of_val(&session.run());
         assert!(size <= 2048, "a session has {size} bytes");
     }

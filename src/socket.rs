@@ -9,19 +9,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::select;
 use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::config::Config;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Received};
 use crate::disconnect::Disconnect;
 use crate::door::PARTIAL_MAX;
-use crate::message::{Kind, Outbox, Piece};
+use crate::heartbeat::time_to_read;
+use crate::incoming::{Incoming, Unfinished};
+use crate::message::{Outbox, Piece};
 
 /// What one read of the kernel may bring. Large messages are cheap by the byte; of small ones this
 /// many bytes would be thousands, and keep the thread from all others for too long.
@@ -51,6 +54,15 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// # Errors
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) when it takes nothing now.
     fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize>;
+
+    /// The same, also where the kernel did not say yet that it takes more: that it says only once
+    /// much of its buffer is free.
+    ///
+    /// # Errors
+    /// As [`try_write`](Self::try_write).
+    fn try_write_anyway(&mut self, frames: &[Piece]) -> io::Result<usize> {
+        self.try_write(frames)
+    }
 }
 
 impl Transport for TcpStream {
@@ -69,6 +81,10 @@ impl Transport for TcpStream {
             frames => with_slices(frames, |slices| self.try_write_vectored(slices)),
         }
     }
+
+    fn try_write_anyway(&mut self, frames: &[Piece]) -> io::Result<usize> {
+        with_slices(frames, |slices| SockRef::from(&*self).send_vectored(slices))
+    }
 }
 
 /// One WebSocket on the server's side.
@@ -86,12 +102,33 @@ pub struct Socket<S> {
     heard: bool,
     /// A write is not done, maybe amid a frame: nothing but the rest of it can follow.
     torn: bool,
+    /// Bytes that were written to the client.
+    written: u64,
+    /// There while the client is amid a message.
+    unfinished: Option<Box<Progress>>,
+    incoming: Arc<Incoming>,
     config: Arc<Config>,
 }
 
+/// How a message goes on that is not complete.
+#[derive(Debug)]
+struct Progress {
+    /// Its share of what all clients together may hold, unless it is too small to be counted.
+    share: Option<Unfinished>,
+    /// How many bytes of it there are; none where it has begun anew.
+    held: Option<usize>,
+    /// When the last byte of it came; time in which nothing was read is added.
+    since: Instant,
+    alarm: Pin<Box<Sleep>>,
+}
+
+/// Bytes of an unfinished message from which on it is counted. Fewer are a part of what a client
+/// costs, and are there often: a read mostly ends somewhere amid a message when many come.
+const COUNTED_FROM: usize = 1024;
+
 impl<S: Transport> Socket<S> {
     /// A socket whose handshake is done.
-    pub fn new(stream: S, config: Arc<Config>) -> Self {
+    pub fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
         Self {
             stream,
             decoder: Decoder::new(config.max_message_size.bytes()),
@@ -99,35 +136,44 @@ impl<S: Transport> Socket<S> {
             turn: 0,
             heard: false,
             torn: false,
+            written: 0,
+            unfinished: None,
+            incoming,
             config,
         }
     }
 
-    /// Gives `sink` the messages that came right behind the handshake.
-    pub fn decode_ahead(&mut self, mut ahead: Vec<u8>, mut sink: impl FnMut(Kind, &[u8])) {
+    /// Gives `sink` what came right behind the handshake.
+    pub fn decode_ahead(&mut self, mut ahead: Vec<u8>, mut sink: impl FnMut(Received<'_>)) {
         self.decoder.decode(&mut ahead, &mut sink);
     }
 
-    /// Gives `sink` the messages of the next read that brings any, or a pong.
+    /// Gives `sink` the messages and pongs of the next read that brings any.
     ///
     /// # Errors
     /// Why there will be no more, once all messages before that were given.
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        mut sink: impl FnMut(Kind, &[u8]),
+        mut sink: impl FnMut(Received<'_>),
     ) -> Poll<Result<(), Disconnect>> {
         // Most turns are the room's: then there is nothing here but to be woken when there is.
         if self.decoder.is_idle() && self.stream.poll_readable(cx).is_pending() {
             self.turn = 0;
+            self.unfinished = None;
             return Poll::Pending;
         }
+        if self.unfinished.is_some() {
+            ready!(self.poll_room(cx))?;
+        }
         while !self.is_turn_over() {
-            let (mut messages, before) = (0, self.turn);
-            let had_pong = self.decoder.has_pong();
-            let read = self.poll_decode(cx, &mut |kind, payload| {
-                messages += 1;
-                sink(kind, payload);
+            let (mut messages, mut pongs, before) = (0, 0, self.turn);
+            let read = self.poll_decode(cx, &mut |received| {
+                match received {
+                    Received::Message(..) => messages += 1,
+                    Received::Pong(_) => pongs += 1,
+                }
+                sink(received);
             });
             self.answer(cx);
             if self.turn > before {
@@ -137,8 +183,12 @@ impl<S: Transport> Socket<S> {
                     false => READ_OF_SMALL_MESSAGES,
                 };
             }
-            // Of a pong that nobody wants it is said once.
-            if messages > 0 || (!had_pong && self.decoder.has_pong()) {
+            if messages > 0
+                && let Some(progress) = &mut self.unfinished
+            {
+                progress.held = None;
+            }
+            if messages + pongs > 0 {
                 return Poll::Ready(Ok(()));
             }
             if let Some(why) = self.decoder.take_end() {
@@ -146,19 +196,87 @@ impl<S: Transport> Socket<S> {
             }
             if read.is_pending() {
                 self.turn = 0;
-                return Poll::Pending;
+                return self.poll_unfinished(cx);
             }
         }
         self.turn = 0;
         cx.waker().wake_by_ref();
+        self.poll_unfinished(cx)
+    }
+
+    /// Waits until more of an unfinished message may be read.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
+        let Some(progress) = &mut self.unfinished else {
+            return Poll::Ready(Ok(()));
+        };
+        let Some(share) = &progress.share else {
+            return Poll::Ready(Ok(()));
+        };
+        match share.poll_room(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(self.abandon(Disconnect::NoSpace))),
+            Poll::Pending => {
+                progress.since = Instant::now();
+                // It cannot be judged by what is not read.
+                self.heard = true;
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Waits for more of the message that the client is amid of, if it is amid of one, and not for
+    /// longer than the write timeout.
+    fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
+        let Some((held, missing)) = self.decoder.unfinished() else {
+            self.unfinished = None;
+            return Poll::Pending;
+        };
+        let now = Instant::now();
+        let patience = self.config.write_timeout.get();
+        let progress = self.unfinished.get_or_insert_with(|| {
+            Box::new(Progress {
+                share: None,
+                held: None,
+                since: now,
+                alarm: Box::pin(sleep_until(now + patience)),
+            })
+        });
+        if progress.held.replace(held) != Some(held) {
+            progress.since = now;
+            if progress.share.is_none() && held >= COUNTED_FROM {
+                progress.share = Some(self.incoming.begin());
+            }
+            if let Some(share) = &progress.share {
+                share.update(held, missing);
+                // It may be the one that is cut.
+                if let Poll::Ready(Err(_)) = share.poll_room(cx) {
+                    return Poll::Ready(Err(self.abandon(Disconnect::NoSpace)));
+                }
+            }
+        }
+        // The alarm is set anew only when it goes off.
+        while progress.alarm.as_mut().poll(cx).is_ready() {
+            let due = progress.since + patience;
+            if due <= now {
+                return Poll::Ready(Err(self.abandon(Disconnect::Unfinished)));
+            }
+            progress.alarm.as_mut().reset(due);
+        }
         Poll::Pending
+    }
+
+    /// Drops what there is of an unfinished message; nothing more is decoded.
+    fn abandon(&mut self, why: Disconnect) -> Disconnect {
+        self.decoder.abandon();
+        self.unfinished = None;
+        why
     }
 
     /// Reads the kernel once, and decodes what it brought.
     fn poll_decode(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &mut impl FnMut(Kind, &[u8]),
+        sink: &mut impl FnMut(Received<'_>),
     ) -> Poll<()> {
         if self.decoder.has_ended() {
             return Poll::Ready(());
@@ -173,8 +291,8 @@ impl<S: Transport> Socket<S> {
                     self.heard = true;
                     self.turn += read.filled().len() - before;
                 }
-                Ok(()) => self.decoder.end(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) => self.decoder.end(error),
+                Ok(()) => self.decoder.end(Disconnect::Gone),
+                Err(error) => self.decoder.end(Disconnect::from_io(error)),
             }
             self.decoder.decode(read.filled_mut(), sink);
             Poll::Ready(())
@@ -185,9 +303,14 @@ impl<S: Transport> Socket<S> {
     fn answer(&mut self, cx: &mut Context<'_>) {
         while let Some(answers) = self.decoder.answers() {
             match Pin::new(&mut self.stream).poll_write(cx, answers) {
-                Poll::Ready(Ok(0)) => return self.decoder.end(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => drop(answers.drain(..written)),
-                Poll::Ready(Err(error)) => return self.decoder.end(error),
+                Poll::Ready(Ok(written @ 1..)) => {
+                    self.written += written as u64;
+                    drop(answers.drain(..written));
+                }
+                Poll::Ready(ended) => {
+                    let error = ended.err().unwrap_or(io::ErrorKind::WriteZero.into());
+                    return self.decoder.end(Disconnect::from_io(error));
+                }
                 Poll::Pending => return,
             }
         }
@@ -209,9 +332,9 @@ impl<S: Transport> Socket<S> {
         self.turn >= self.read_size
     }
 
-    /// The payload of the last pong that was read, once.
-    pub fn take_pong(&mut self) -> Option<Bytes> {
-        self.decoder.take_pong()
+    /// Bytes that were written to the client so far.
+    pub fn written(&self) -> u64 {
+        self.written
     }
 
     /// Whether anything came from the client since this was asked last.
@@ -231,11 +354,12 @@ impl<S: Transport> Socket<S> {
         }
         match not_zero(self.stream.try_write(frames)) {
             Ok(written) => {
+                self.written += written as u64;
                 let left = advance(frames, written).len();
                 frames.drain(..frames.len() - left);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(Disconnect::Transport(error)),
+            Err(error) => return Err(Disconnect::from_io(error)),
         }
         self.torn = !frames.is_empty();
         Ok(!self.torn)
@@ -253,7 +377,25 @@ impl<S: Transport> Socket<S> {
             self.put_answers_first(frames);
         }
         self.torn = true;
-        let waited = write(&mut self.stream, frames, self.config.write_timeout.get()).await?;
+        self.written += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        let write = write(&mut self.stream, frames, self.config.write_timeout.get());
+        let waited = match &self.unfinished {
+            None => write.await?,
+            Some(progress) => {
+                let cut = poll_fn(|cx| match &progress.share {
+                    Some(share) => share.poll_cut(cx),
+                    None => Poll::Pending,
+                });
+                select! {
+                    waited = write => waited?,
+                    _ = cut => return Err(self.abandon(Disconnect::NoSpace)),
+                }
+            }
+        };
+        if let Some(progress) = &mut self.unfinished {
+            // Meanwhile nothing was read.
+            progress.since = Instant::now();
+        }
         self.torn = false;
         Ok(waited)
     }
@@ -266,30 +408,36 @@ impl<S: Transport> Socket<S> {
 
     /// Ends the connection for the reason `why`: tells the client, lets it answer, closes.
     ///
-    /// Takes at most the close timeout, and a moment where there is nobody to be told.
-    pub async fn finish(&mut self, why: &Disconnect) {
-        if !self.torn && !matches!(why, Disconnect::Transport(_)) {
+    /// Takes a moment where there is no connection any more. Else the client has the close timeout to
+    /// answer, or what a slow one needs to read the `unread` bytes that the close frame stands
+    /// behind.
+    pub async fn finish(&mut self, why: &Disconnect, unread: u64) {
+        // Answers that wait could leave no space for the close frame.
+        if self.torn
+            || matches!(why, Disconnect::Gone | Disconnect::Transport(_))
+            || self.write(&mut Outbox::new()).await.is_err()
+        {
+            return;
+        }
+        if let Some(frame) = why.close_frame() {
+            self.decoder.close(frame);
+        }
+        if self.write(&mut Outbox::new()).await.is_ok() {
             let limit = self.config.close_timeout.get();
+            let limit = match why {
+                Disconnect::NoPong => limit,
+                _ => limit.max(time_to_read(unread)),
+            };
             timeout(limit, self.close(why)).await.ok();
         }
     }
 
     /// The closing handshake (RFC 6455, section 7.1.2), as far as the client takes part in it.
     async fn close(&mut self, why: &Disconnect) {
-        // Answers that wait could leave no space for the close frame.
-        if self.write(&mut Outbox::new()).await.is_err() {
-            return;
-        }
-        let frame = why.close_frame();
-        let ours = frame.is_some();
-        self.decoder.close(frame);
-        if self.write(&mut Outbox::new()).await.is_err() || !ours {
-            return;
-        }
-        if why.is_violation() {
+        if why.ends_reading() {
             return linger(&mut self.stream).await;
         }
-        while poll_fn(|cx| self.poll_read(cx, |_, _| {})).await.is_ok() {
+        while poll_fn(|cx| self.poll_read(cx, |_| {})).await.is_ok() {
             if self.end_turn() {
                 yield_now().await;
             }
@@ -310,7 +458,7 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
 ///
 /// # Errors
 /// [`Disconnect::Stalled`] when the peer took nothing for so long, and [`Disconnect::Transport`].
-pub async fn write<S: AsyncWrite + Unpin>(
+pub async fn write<S: Transport>(
     stream: &mut S,
     frames: &mut Outbox,
     patience: Duration,
@@ -326,11 +474,19 @@ pub async fn write<S: AsyncWrite + Unpin>(
                 // Unless it is our own scheduler that wants a pause.
                 waited |= has_budget_remaining();
                 let write = poll_fn(|cx| poll_write(stream, cx, rest));
-                let written = timeout(patience, write).await;
-                written.map_err(|_| Disconnect::Stalled)?
+                match timeout(patience, write).await {
+                    Ok(written) => written,
+                    // The kernel may have taken bytes that it did not tell of.
+                    Err(_) => match not_zero(stream.try_write_anyway(rest)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            return Err(Disconnect::Stalled);
+                        }
+                        written => written,
+                    },
+                }
             }
         };
-        rest = advance(rest, written.map_err(Disconnect::Transport)?);
+        rest = advance(rest, written.map_err(Disconnect::from_io)?);
     }
     frames.clear();
     Ok(waited)
@@ -394,8 +550,12 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
-        let socket = Socket::new(accepted.unwrap().0, Arc::default());
+        let socket = Socket::new(accepted.unwrap().0, Arc::default(), incoming());
         (socket, client.unwrap())
+    }
+
+    fn incoming() -> Arc<Incoming> {
+        Arc::new(Incoming::new(1 << 20, Duration::from_secs(10)))
     }
 
     /// A frame of text, masked with zeros.
@@ -406,9 +566,11 @@ pub(crate) mod tests {
     async fn exchange(mut socket: Socket<TcpStream>, client: &mut TcpStream) -> Socket<TcpStream> {
         let reader = tokio::spawn(async move {
             let mut messages = Vec::new();
-            poll_fn(|cx| socket.poll_read(cx, |_, payload| messages.push(payload.to_vec())))
-                .await
-                .unwrap();
+            let mut sink = |received: Received<'_>| match received {
+                Received::Message(_, payload) => messages.push(payload.to_vec()),
+                Received::Pong(_) => {}
+            };
+            poll_fn(|cx| socket.poll_read(cx, &mut sink)).await.unwrap();
             assert_eq!(messages, [b"hi"]);
             socket
         });
@@ -511,18 +673,18 @@ pub(crate) mod tests {
     #[test]
     fn a_pong_that_had_to_wait_leaves_as_soon_as_it_can() {
         let ping = Stub::new(b"\x89\x82\0\0\0\0hi");
-        let mut socket = Socket::new(ping, Arc::default());
+        let mut socket = Socket::new(ping, Arc::default(), incoming());
         let mut cx = Context::from_waker(Waker::noop());
         for takes in [false, true] {
             socket.stream.takes = takes;
-            assert!(socket.poll_read(&mut cx, |_, _| {}).is_pending());
+            assert!(socket.poll_read(&mut cx, |_| {}).is_pending());
         }
         assert_eq!(socket.stream.taken, b"\x8a\x02hi");
     }
 
     #[tokio::test]
     async fn what_a_full_socket_does_not_take_is_written_later() {
-        let mut socket = Socket::new(Stub::new(b""), Arc::default());
+        let mut socket = Socket::new(Stub::new(b""), Arc::default(), incoming());
         let mut frames: Outbox = [Piece::from("one"), Piece::from("two")]
             .into_iter()
             .collect();
