@@ -49,6 +49,8 @@ struct Pending {
     /// How many bytes that frame lacks at least.
     kept_lacks: u64,
     answers: Answers,
+    /// The answer to the client's close frame.
+    echo: Option<Frame>,
     /// Why nothing more is decoded.
     ended: Option<Disconnect>,
 }
@@ -166,9 +168,13 @@ impl Decoder {
         (!answers.is_empty()).then_some(answers)
     }
 
-    /// Adds a close frame to the answers, behind which there are none.
-    pub fn close(&mut self, frame: CloseFrame) {
-        self.pending().answers.close(Frame::close(Some(frame)));
+    /// Adds a close frame to the answers, behind which there are none: this one, or the answer to the
+    /// client's own.
+    pub fn close(&mut self, frame: Option<CloseFrame>) {
+        let pending = self.pending();
+        let echo = pending.echo.take();
+        let frame = frame.map(|frame| Frame::close(Some(frame))).or(echo);
+        frame.map(|frame| pending.answers.close(frame));
     }
 
     /// Drops what is held of a message that is not complete; nothing can be decoded behind it.
@@ -193,7 +199,8 @@ impl Decoder {
                     reason: String::from_utf8_lossy(&payload[2..]).into_owned().into(),
                 });
                 let pending = self.pending();
-                pending.answers.close(Frame::close(echo));
+                // It stands behind what is still to be answered to messages before it.
+                pending.echo = Some(Frame::close(echo));
                 pending.ended = Some(Disconnect::ByClient(code));
             }
         }
@@ -240,7 +247,7 @@ impl Decoder {
         };
         if self.door.is_between_messages() && pending.ended.is_none() {
             pending.tungstenite = None;
-            if pending.kept.is_empty() && pending.answers.are_done() {
+            if pending.kept.is_empty() && pending.answers.are_done() && pending.echo.is_none() {
                 self.pending = None;
             }
         }
@@ -366,6 +373,7 @@ mod tests {
         }
         decoder.end(Disconnect::Gone);
         let end = decoder.take_end().unwrap();
+        decoder.close(None);
         let answers = decoder.answers().map(mem::take).unwrap_or_default();
         (messages, format!("{end:?}"), answers)
     }
@@ -527,7 +535,7 @@ mod tests {
         let mut decoder = Decoder::new(10);
         let mut bytes = [masked(0x89, b"1"), masked(0x89, b"2")].concat();
         decoder.decode(&mut bytes, &mut |_| {});
-        decoder.close(Disconnect::ShuttingDown.close_frame().unwrap());
+        decoder.close(Disconnect::ShuttingDown.close_frame());
         decoder.decode(&mut masked(0x89, b"3"), &mut |_| {});
         decoder.decode(&mut masked(0x88, &1000_u16.to_be_bytes()), &mut |_| {});
         let answers = decoder.answers().map(mem::take).unwrap();

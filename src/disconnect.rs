@@ -92,8 +92,10 @@ impl Disconnect {
 
     /// The reason that an error of the connection is: where the peer closed it, it is gone.
     pub fn from_io(error: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Gone,
+            // A reset is what closing is with something still unread.
+            UnexpectedEof | ConnectionReset | BrokenPipe => Self::Gone,
             _ => Self::Transport(error),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -97,13 +96,9 @@ impl<S: Transport> Follower<S> {
                 // Nothing more is to come from the client but its end. Who sends something else is not
                 // read any more, and found to be gone when it is written to.
                 read = self.stream.read(&mut unheard), if listens => match read {
-                    // A program that ends closes, or resets what it has not read.
                     Ok(0) => return Err(Disconnect::Gone),
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                        return Err(Disconnect::Gone);
-                    }
                     Ok(_) => listens = false,
-                    Err(error) => return Err(Disconnect::Transport(error)),
+                    Err(error) => return Err(Disconnect::from_io(error)),
                 }
             }
         }

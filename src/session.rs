@@ -641,6 +641,65 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_go_on_is_given_up_at_the_write_timeout() {
+        let pings_off = |config: &mut Config| config.ping_interval = Time::from(Duration::ZERO);
+        let mut peer = Peer::with(pings_off).await;
+        let fragment = |first| [first, 0x81, 0, 0, 0, 0, b'x'];
+        peer.stream.write_all(&fragment(0x01)).await.unwrap();
+        tokio::time::sleep(secs(9)).await;
+        peer.stream.write_all(&fragment(0x00)).await.unwrap();
+        tokio::time::sleep(secs(9)).await;
+        // Which is no part of the message.
+        peer.stream.write_all(&fragment(0x89)).await.unwrap();
+        assert_eq!(peer.frame().await, (0x8a, b"x".to_vec()));
+        peer.expect_close(1013).await;
+        assert_eq!(peer.elapsed(), secs(9 + 10));
+        assert_eq!(peer.end().await, secs(9 + 10 + 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_nothing_is_read_does_not_count_for_a_message() {
+        let (hub, config) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &config, 64).await;
+        let message = text("a long message");
+        peer.stream.write_all(&message[..8]).await.unwrap();
+        yield_now().await;
+        publish(&hub, 1, 1000);
+        // While it takes that, it is not read.
+        for _ in 0..4 {
+            tokio::time::sleep(secs(9)).await;
+            peer.stream.read_u8().await.unwrap();
+        }
+        let mut rest = [0; 1000];
+        peer.stream.read_exact(&mut rest).await.unwrap();
+        tokio::time::sleep(secs(4)).await;
+        peer.stream.write_all(&message[8..]).await.unwrap();
+        loop {
+            match peer.frame().await {
+                (PING, _) => {}
+                other => break assert_eq!(other, (0x81, b"a long message".to_vec())),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_has_time_to_get_to_the_close_frame() {
+        let (hub, config) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &config, 1 << 20).await;
+        publish(&hub, 100, 1000);
+        yield_now().await;
+        hub.seal();
+        tokio::time::sleep(secs(5)).await;
+        for _ in 0..100 {
+            assert_eq!(peer.frame().await.1.len(), 1000);
+        }
+        peer.expect_close(1001).await;
+        let close = [0x88, 0x82, 0, 0, 0, 0, 3, 233];
+        peer.stream.write_all(&close).await.unwrap();
+        assert_eq!(peer.end().await, secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_pong_behind_our_close_frame_changes_nothing() {
         let pong = [0x8a, 0x81, 0, 0, 0, 0, b'x'];
         for (closes, end) in [(true, secs(0)), (false, secs(2))] {

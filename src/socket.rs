@@ -419,9 +419,7 @@ impl<S: Transport> Socket<S> {
         {
             return;
         }
-        if let Some(frame) = why.close_frame() {
-            self.decoder.close(frame);
-        }
+        self.decoder.close(why.close_frame());
         if self.write(&mut Outbox::new()).await.is_ok() {
             let limit = self.config.close_timeout.get();
             let limit = match why {
@@ -586,6 +584,8 @@ pub(crate) mod tests {
         input: &'static [u8],
         pub(crate) repeats: bool,
         takes: bool,
+        /// Whether it takes something though it does not say so.
+        takes_in_silence: bool,
         taken: Vec<u8>,
     }
 
@@ -595,6 +595,7 @@ pub(crate) mod tests {
                 input,
                 repeats: false,
                 takes: true,
+                takes_in_silence: false,
                 taken: Vec::new(),
             }
         }
@@ -650,6 +651,13 @@ pub(crate) mod tests {
         fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
             write_now(self, frames)
         }
+
+        fn try_write_anyway(&mut self, frames: &[Piece]) -> io::Result<usize> {
+            self.takes |= self.takes_in_silence;
+            let written = self.try_write(frames);
+            self.takes = false;
+            written
+        }
     }
 
     impl Transport for DuplexStream {
@@ -695,6 +703,20 @@ pub(crate) mod tests {
         socket.write(&mut frames).await.unwrap();
         assert!(frames.is_empty());
         assert_eq!(socket.stream.taken, b"onetwo");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_patience_is_over_one_more_try_decides() {
+        for (takes_in_silence, taken) in [(true, &b"onetwo"[..]), (false, b"")] {
+            let mut stub = Stub::new(b"");
+            (stub.takes, stub.takes_in_silence) = (false, takes_in_silence);
+            let mut frames: Outbox = [Piece::from("one"), Piece::from("two")]
+                .into_iter()
+                .collect();
+            let written = write(&mut stub, &mut frames, Duration::from_secs(1)).await;
+            assert_eq!(written.is_ok(), takes_in_silence);
+            assert_eq!(stub.taken, taken);
+        }
     }
 
     #[tokio::test]

@@ -187,6 +187,22 @@ async fn the_log_tells_who_came_what_they_said_and_why_they_went() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_interrupted_is_gone() {
+    let mut process = Process::start("--mode broadcast").await;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".to_owned(),
+        RawClient::handshake("/", "").replace("Host: test", "Host: localhost"),
+    ] {
+        let mut client = RawClient::connect(process.address).await;
+        client.send(request).await;
+        client.read_head().await;
+        drop(client);
+        let line = next_line(&mut process.log, "client left: ").await;
+        assert!(line.contains("client left: gone"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn the_log_can_be_json() {
     let mut process = Process::start("--log-format json").await;
     Client::connect(process.address, "/")

@@ -121,6 +121,16 @@ pub(crate) async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
 }
 
+/// The same where it takes a while to find out.
+pub(crate) async fn eventually_async(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
+}
+
 /// A tungstenite client.
 pub(crate) struct Client {
     pub(crate) websocket: WebSocketStream<TcpStream>,

@@ -86,6 +86,20 @@ async fn each_violation_has_its_close_code() {
 }
 
 #[tokio::test]
+async fn what_crossed_the_answer_to_a_close_frame_does_not_reset_it() {
+    let server = TestServer::echo().await;
+    for _ in 0..20 {
+        let mut client = server.raw_websocket().await;
+        client.read_frame().await;
+        let close = frame(FIN | CLOSE, &1014_u16.to_be_bytes());
+        client
+            .send([close, frame(FIN | TEXT, &[b'x'; 1000]).repeat(100)].concat())
+            .await;
+        client.expect_close(1014).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_http_is_refused_and_closed() {
     let server = TestServer::echo().await;
     let long_head = format!(

@@ -511,16 +511,13 @@ async fn who_publishes_can_wait_for_receipts() {
         silent.read_frame().await;
         let (_, ping) = silent.read_frame().await;
         let of_the_future = format!("{id}0");
-        for wrong in [
-            id.as_bytes(),
-            b"",
-            b"\xff",
-            of_the_future.as_bytes(),
-            b"1-1",
-        ] {
+        for wrong in [id.as_bytes(), of_the_future.as_bytes()] {
             silent.send(frame(FIN | PONG, wrong)).await;
         }
-        silent.send(frame(FIN | PONG, &ping)).await;
+        // Clients send pongs of their own, too, and all of them may come in one piece.
+        let pongs = [&ping[..], b"", b"\xff", b"mine", b"1-1"];
+        let pongs = pongs.map(|payload| frame(FIN | PONG, payload)).concat();
+        silent.send(pongs).await;
     };
     let (answer, ()) = tokio::join!(post(&server, "/?wait=delivered&timeout=30", b"two"), next);
     assert_eq!(answer["delivered"], 2);

@@ -1,0 +1,192 @@
+//! Messages and bodies that begin and do not end.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, interval, timeout};
+use wscast::config::Size;
+
+use crate::harness::*;
+use crate::process::*;
+
+/// A masked frame without its last `missing` bytes.
+fn cut_short(first: u8, length: usize, missing: usize) -> Vec<u8> {
+    let mut frame = frame(first, &vec![b'x'; length]);
+    frame.truncate(frame.len() - missing);
+    frame
+}
+
+#[tokio::test]
+async fn an_honest_sender_gets_through_beside_as_many_that_drip_as_there_is_space_for() {
+    const LARGEST: usize = 64 * 1024;
+    const DRIPPERS: usize = 16;
+    let server = TestServer::quiet(|config| {
+        config.prefix = Some(String::new());
+        config.max_message_size = Size::from(LARGEST);
+        config.max_incoming = Size::from(DRIPPERS * (LARGEST - 1000));
+        config.write_timeout = millis(1000);
+    })
+    .await;
+    let mut drippers = Vec::new();
+    for _ in 0..DRIPPERS {
+        let mut dripper = server.raw_websocket().await;
+        dripper.send(cut_short(FIN | BINARY, LARGEST, 1000)).await;
+        drippers.push(dripper);
+    }
+    eventually("all space is taken", || {
+        server.monitor.incoming() == DRIPPERS * (LARGEST - 1000)
+    })
+    .await;
+    let dripping = async {
+        // Just often enough not to stand still.
+        let mut pace = interval(Duration::from_millis(900));
+        loop {
+            pace.tick().await;
+            for dripper in &mut drippers {
+                dripper.stream.write_all(b"x").await.ok();
+            }
+        }
+    };
+    let mut honest = server.raw_websocket().await;
+    let message = vec![7; LARGEST];
+    let sending = async {
+        let whole = frame(FIN | BINARY, &message);
+        let start = Instant::now();
+        for part in whole.chunks(5000) {
+            honest.send(part).await;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(honest.read_frame().await, (FIN | BINARY, message.clone()));
+        start.elapsed()
+    };
+    let took = tokio::select! {
+        () = dripping => unreachable!("it goes on for ever"),
+        took = sending => took,
+    };
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(server.monitor.incoming() <= DRIPPERS * (LARGEST - 1000));
+    // At least one that drips had to make room, and is told why.
+    let mut told = 0;
+    for mut dripper in drippers {
+        if let Ok((first, payload)) = timeout(Duration::from_millis(50), dripper.read_frame()).await
+            && first == FIN | CLOSE
+        {
+            assert_eq!(payload[..2], 1013_u16.to_be_bytes());
+            told += 1;
+        }
+    }
+    assert!((1..DRIPPERS).contains(&told), "{told} were cut");
+    eventually("nothing is left", || server.monitor.incoming() == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_has_to_make_room_is_answered_503() {
+    let server = TestServer::quiet(|config| {
+        config.max_message_size = Size::from(10_000);
+        config.max_incoming = Size::from(20_000);
+    })
+    .await;
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n";
+    let mut bodies = Vec::new();
+    for number in 1..=2 {
+        let mut body = server.raw().await;
+        body.send([head.as_bytes(), &[b'x'; 9000]].concat()).await;
+        eventually("it is counted", || {
+            server.monitor.incoming() == number * 9000
+        })
+        .await;
+        bodies.push(body);
+    }
+    let mut third = server.raw().await;
+    third.send([head.as_bytes(), &[b'x'; 9000]].concat()).await;
+    let mut outcomes = Vec::new();
+    let answer = {
+        let [one, other] = &mut bodies[..] else {
+            unreachable!()
+        };
+        tokio::select! {
+            answer = one.read_to_end() => answer,
+            answer = other.read_to_end() => answer,
+        }
+    };
+    outcomes.push(String::from_utf8(answer).unwrap());
+    assert!(
+        outcomes[0].starts_with("HTTP/1.1 503 ") && outcomes[0].contains("--max-incoming"),
+        "{outcomes:?}"
+    );
+    // The one that came last is not the one that is cut, and goes on.
+    third.send([b'x'; 1000]).await;
+    let answer = String::from_utf8(third.read_to_end().await).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    drop(bodies);
+    eventually("nothing is left", || server.monitor.incoming() == 0).await;
+}
+
+#[tokio::test]
+async fn what_comes_in_one_piece_takes_no_share() {
+    let server = TestServer::quiet(|config| {
+        config.max_message_size = Size::from(10_000);
+        config.max_incoming = Size::from(10_000);
+    })
+    .await;
+    let mut client = server.raw_websocket().await;
+    let many = frame(FIN | TEXT, &[b'x'; 9000]).repeat(20);
+    client.send(many).await;
+    for _ in 0..20 {
+        assert_eq!(client.read_frame().await.0, FIN | TEXT);
+    }
+}
+
+#[tokio::test]
+async fn an_unfinished_message_costs_about_its_size() {
+    const CLIENTS: usize = 32;
+    const SIZE: usize = 1_000_000;
+    let process = Process::start("--mode broadcast").await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = RawClient::connect(process.address).await;
+        client.upgrade("/").await;
+        clients.push(client);
+    }
+    let before = process.memory();
+    for client in &mut clients {
+        for part in [TEXT, CONTINUATION, CONTINUATION] {
+            client.send(frame(part, &[b'x'; SIZE / 4])).await;
+        }
+        client
+            .send(cut_short(FIN | CONTINUATION, SIZE / 4, 10))
+            .await;
+        // Its answer says that all before it was read.
+        client.send(b"").await;
+    }
+    let all = CLIENTS * SIZE;
+    eventually("all of it is there", || {
+        process.memory().saturating_sub(before) > all * 9 / 10
+    })
+    .await;
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < all * 14 / 10, "{grown} bytes for {all}");
+}
+
+#[tokio::test]
+async fn a_body_in_small_segments_costs_what_it_holds() {
+    let process = Process::start("--mode broadcast").await;
+    let before = process.memory();
+    let mut bodies = Vec::new();
+    for _ in 0..4 {
+        let mut body = RawClient::connect(process.address).await;
+        body.stream.set_nodelay(true).unwrap();
+        let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n";
+        body.send(head).await;
+        bodies.push(body);
+    }
+    // Slowly enough that each is read by itself.
+    for _ in 0..2000 {
+        for body in &mut bodies {
+            body.send(b"x").await;
+        }
+        tokio::task::yield_now().await;
+    }
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes for 8000");
+}

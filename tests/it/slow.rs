@@ -1,0 +1,241 @@
+//! Clients that read all the time, but slowly, directly and through nginx.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{interval, timeout};
+use wscast::config::Size;
+
+use crate::harness::*;
+use crate::nginx::Nginx;
+
+/// How a client gets its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Plain,
+    Json,
+    Events,
+}
+
+const WAYS: [Way; 3] = [Way::Plain, Way::Json, Way::Events];
+
+/// What waits for a client, and how fast it reads.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    messages: usize,
+    message_size: usize,
+    /// Bytes a second.
+    rate: usize,
+}
+
+impl Load {
+    fn duration(&self) -> Duration {
+        let seconds = (self.messages * (self.message_size + 200)) as f64 / self.rate as f64;
+        Duration::from_secs_f64(seconds) + PATIENCE
+    }
+}
+
+/// Puts what waits into the room `/`.
+async fn publish(server: SocketAddr, load: Load) {
+    let (mut publisher, _) = Client::connect(server, "/").await.unwrap();
+    let text = "x".repeat(load.message_size);
+    for _ in 0..load.messages {
+        publisher.send(&text).await;
+        publisher.next().await;
+    }
+    publisher.close().await;
+}
+
+/// Reads at the rate of `load` until all messages are there, answers pings, and says `done` then,
+/// which has to come back, where it is a WebSocket.
+async fn read_slowly(address: SocketAddr, host: &'static str, way: Way, load: Load) {
+    let mut client = RawClient::connect(address).await;
+    let more = match way {
+        Way::Plain => "",
+        Way::Json => "Sec-WebSocket-Protocol: wscast.v1.json\r\n",
+        Way::Events => "Accept: text/event-stream\r\n",
+    };
+    let request = match way {
+        Way::Events => format!("GET / HTTP/1.1\r\nHost: {host}\r\n{more}\r\n"),
+        _ => RawClient::handshake("/", more).replace("Host: test", &format!("Host: {host}")),
+    };
+    client.send(request).await;
+    let head = client.read_head().await;
+    assert!(head.contains(" 101 ") || head.contains(" 200 "), "{head}");
+    let mut unread = Vec::new();
+    let mut count = 0;
+    let tick = Duration::from_millis(20);
+    let per_tick = (load.rate as f64 * tick.as_secs_f64()) as usize;
+    let mut pace = interval(tick);
+    let mut piece = vec![0; per_tick];
+    let reading = async {
+        while count < load.messages {
+            pace.tick().await;
+            let mut allowed = per_tick;
+            while allowed > 0 && count < load.messages {
+                let got = match client.stream.try_read(&mut piece[..allowed]) {
+                    Ok(0) => panic!("{way:?}: closed after {count} of {load:?}"),
+                    Ok(got) => got,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        client.stream.readable().await.unwrap();
+                        break;
+                    }
+                    Err(error) => panic!("{way:?}: {error} after {count} of {load:?}"),
+                };
+                allowed -= got;
+                unread.extend_from_slice(&piece[..got]);
+                match way {
+                    Way::Events => count += take_events(&mut unread),
+                    _ => {
+                        while let Some((first, payload)) = take_frame(&mut unread) {
+                            match first {
+                                0x89 => {
+                                    let pong = frame(FIN | PONG, &payload);
+                                    client.stream.write_all(&pong).await.unwrap();
+                                }
+                                0x88 => panic!(
+                                    "{way:?}: closed with {} after {count} of {load:?}",
+                                    String::from_utf8_lossy(&payload[2..])
+                                ),
+                                _ if payload.len() > load.message_size => count += 1,
+                                // The greeting of the JSON format.
+                                _ => {}
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    };
+    timeout(load.duration(), reading).await.expect("it hangs");
+    if way == Way::Events {
+        return;
+    }
+    // And it is a client as any other.
+    client.send(frame(FIN | TEXT, b"done")).await;
+    let mut rest = vec![0; 1 << 16];
+    let end = async {
+        while !unread.windows(4).any(|it| it == b"done") {
+            let got = client.stream.read(&mut rest).await.unwrap();
+            assert!(got > 0, "{way:?}: closed after all");
+            unread.extend_from_slice(&rest[..got]);
+        }
+    };
+    timeout(PATIENCE, end).await.expect("it is not answered");
+}
+
+/// Takes a whole frame off the front: its first byte and its payload.
+fn take_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
+    let (length, start) = match *bytes.get(1)? {
+        126 => (
+            u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()) as usize,
+            4,
+        ),
+        127 => (
+            u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()) as usize,
+            10,
+        ),
+        length => (length as usize, 2),
+    };
+    let payload = bytes.get(start..start + length)?.to_vec();
+    let first = bytes[0];
+    bytes.drain(..start + length);
+    Some((first, payload))
+}
+
+/// Takes whole lines off the front; returns how many of them end an event's text.
+fn take_events(bytes: &mut Vec<u8>) -> usize {
+    let Some(end) = bytes.iter().rposition(|it| *it == b'\n') else {
+        return 0;
+    };
+    let lines: Vec<u8> = bytes.drain(..=end).collect();
+    let lines = lines.split(|it| *it == b'\n');
+    lines.filter(|line| line.starts_with(b"data: ")).count()
+}
+
+/// A server whose patience is short, so that slowness shows within seconds.
+async fn impatient() -> TestServer {
+    TestServer::quiet(|config| {
+        config.prefix = Some(String::new());
+        config.history_limit = 100_000;
+        config.history_bytes = Size::from(64 << 20);
+        config.ping_interval = millis(200);
+        config.ping_timeout = millis(200);
+        config.write_timeout = millis(400);
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_steady_reader_gets_all_however_much_waits() {
+    let server = impatient().await;
+    let load = Load {
+        messages: 500,
+        message_size: 16_000,
+        rate: 2_000_000,
+    };
+    publish(server.address, load).await;
+    let readers = WAYS.map(|way| tokio::spawn(read_slowly(server.address, "test", way, load)));
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_behind_megabytes_has_the_time_that_they_need() {
+    let server = impatient().await;
+    // All of it goes into the buffers of kernels and nginx, and then nothing waits here.
+    let load = Load {
+        messages: 60,
+        message_size: 16_000,
+        rate: 300_000,
+    };
+    publish(server.address, load).await;
+    let mut addresses = vec![server.address];
+    let nginx = Nginx::in_front_of(server.address).await;
+    addresses.extend(nginx.as_ref().map(|nginx| nginx.address));
+    let mut readers = Vec::new();
+    for address in addresses {
+        for way in WAYS {
+            readers.push(tokio::spawn(read_slowly(address, "localhost", way, load)));
+        }
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: 14 minutes"]
+async fn slow_readers_get_all_with_the_defaults() {
+    let mut servers = Vec::new();
+    let mut readers = Vec::new();
+    for megabytes in [1, 4, 16] {
+        for rate in [20, 50, 100, 300, 1000] {
+            let server = TestServer::quiet(|config| {
+                config.history_limit = 100_000;
+                config.history_bytes = Size::from(64 << 20);
+            })
+            .await;
+            let load = Load {
+                messages: megabytes * 1_000_000 / 16_000,
+                message_size: 16_000,
+                rate: rate * 1000,
+            };
+            publish(server.address, load).await;
+            let nginx = Nginx::in_front_of(server.address).await;
+            let mut addresses = vec![server.address];
+            addresses.extend(nginx.as_ref().map(|nginx| nginx.address));
+            for address in addresses {
+                for way in WAYS {
+                    readers.push(tokio::spawn(read_slowly(address, "localhost", way, load)));
+                }
+            }
+            servers.push((server, nginx));
+        }
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
