@@ -15,4 +15,5 @@ mod load;
 mod malice;
 mod plain_http;
 mod process;
+mod room_names;
 mod rooms;
