@@ -1,6 +1,7 @@
 //! One room, however its path is written, and the paths that are none.
 
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 use crate::harness::*;
 
@@ -37,11 +38,7 @@ async fn every_way_into_a_room_knows_all_its_spellings() {
     plain.expect("Broadcast: hello").await;
     let mut event = Vec::new();
     while !event.ends_with(b"data: hello\n\n") {
-        let mut byte = [0];
-        tokio::io::AsyncReadExt::read_exact(&mut events.stream, &mut byte)
-            .await
-            .unwrap();
-        event.extend(byte);
+        event.push(events.stream.read_u8().await.unwrap());
     }
     let (_, history) = ask(&server, "GET /caf%C3%A9/%6Dain/?history", "", "").await;
     assert!(history.contains("\"hello\""), "{history}");
