@@ -1,5 +1,6 @@
 //! Where the logs live: who numbers a message, and when it may be delivered.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,20 +26,29 @@ impl Backend {
         }
     }
 
-    /// The epoch of a log that begins now: Unix time in milliseconds, and later than any before, so
-    /// that ids never repeat.
+    /// The epoch of a log that begins now: Unix time in milliseconds, followed by three random
+    /// digits, so that a clock that says the same twice makes no epoch twice.
+    ///
+    /// Within this process epochs only grow, whatever the clock does.
     pub fn begin(&self) -> u64 {
-        let Self::Memory { last_epoch } = self;
         let since_1970 = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let now = since_1970.as_millis() as u64;
+        self.begin_at(since_1970.as_millis() as u64)
+    }
+
+    fn begin_at(&self, millis: u64) -> u64 {
+        let Self::Memory { last_epoch } = self;
+        let digits = RandomState::new().hash_one(millis) % 1000;
+        // The next number where the clock stands still or falls back: only more than a thousand
+        // logs a millisecond would run ahead of it.
+        let next = |last| (millis * 1000 + digits).max(last + 1);
         let last = last_epoch
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-                Some(now.max(last + 1))
+                Some(next(last))
             })
             .expect("the update always gives a value");
-        now.max(last + 1)
+        next(last)
     }
 
     /// Appends messages to the log of `room`; returns them with their ids once they are in it.
@@ -54,12 +64,40 @@ impl Backend {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
-    fn epochs_only_grow_even_within_a_millisecond() {
+    fn epochs_are_the_time_and_three_digits_and_only_grow_in_a_process() {
         let backend = Backend::memory();
-        let epochs: Vec<u64> = (0..1000).map(|_| backend.begin()).collect();
-        assert!(epochs.is_sorted_by(|one, next| one < next));
+        let mut last = 0;
+        // The clock stands still, goes on, and is set back by an hour.
+        for now in [5_000_000, 5_000_000, 5_000_001, 1_400_000, 5_000_002] {
+            let epoch = backend.begin_at(now);
+            assert!(epoch > last, "{epoch} after {last}");
+            assert!(now == 1_400_000 || epoch / 1000 <= now + 1, "{epoch}");
+            last = epoch;
+        }
+    }
+
+    #[test]
+    fn epochs_do_not_run_ahead_of_the_clock() {
+        let backend = Backend::memory();
+        for now in 0..100 {
+            for _ in 0..900 {
+                assert!(backend.begin_at(now) / 1000 <= now + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_starts_again_in_the_same_millisecond_has_another_epoch() {
+        let epochs: HashSet<u64> = (0..100)
+            .map(|_| Backend::memory().begin_at(1_732_290_000_000))
+            .collect();
+        assert!(epochs.len() > 50, "{epochs:?}");
+        let digits = 1_732_290_000_000_000..1_732_290_000_001_000;
+        assert!(epochs.iter().all(|it| digits.contains(it)));
     }
 }

@@ -39,10 +39,10 @@ pub struct Config {
     /// Messages a room remembers, the oldest go first; 0 keeps none
     #[arg(long, env = "WSCAST_HISTORY_LIMIT", value_name = "COUNT", default_value = "1000", help_heading = HISTORY)]
     pub history_limit: usize,
-    /// Payload bytes a room remembers; 0 keeps none
+    /// Memory a room's history takes, up to 200 bytes a message besides its text; 0 keeps none
     #[arg(long, env = "WSCAST_HISTORY_BYTES", value_name = "SIZE", default_value = "16MiB", help_heading = HISTORY)]
     pub history_bytes: Size,
-    /// Payload bytes all rooms together remember
+    /// Memory all histories together take
     #[arg(long, env = "WSCAST_HISTORY_TOTAL", value_name = "SIZE", default_value = "256MiB", help_heading = HISTORY)]
     pub history_total: Size,
 

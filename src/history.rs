@@ -1,4 +1,4 @@
-//! The tail of a room's log, bounded by messages and bytes.
+//! The tail of a room's log, bounded by messages and memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,47 +8,47 @@ use crate::message::Batch;
 /// The newest messages of a log, in order, without holes.
 ///
 /// What it remembers for those who join is bounded by `--history-limit` and `--history-bytes`. What
-/// somebody who is behind still needs it forgets a little later, within a bound of its own.
+/// a client that is behind still needs it forgets a little later, within a bound of its own.
 ///
-/// It holds whole batches: the bytes of one stay until its last message is forgotten.
+/// It holds whole batches: the memory of one is given back with its last message.
 #[derive(Debug)]
 pub struct History {
     batches: VecDeque<Arc<Batch>>,
+    /// What is remembered for those who join, at most.
     limit: Limit,
-    behind_limit: Limit,
+    /// What may stay besides for those who are behind.
+    behind_bytes: usize,
     /// Sequence number of the oldest message that is not forgotten.
     oldest: u64,
     /// Sequence number of the oldest message that is remembered for those who join.
     first: u64,
     /// Sequence number that the next message will have.
     next: u64,
-    /// Payload bytes from `oldest` on, and from `first` on.
+    /// What all batches cost.
     bytes: usize,
+    /// The part of it that belongs to the messages from `first` on.
     remembered_bytes: usize,
 }
 
-/// So many messages, and payload bytes.
+/// So many messages, and bytes of memory.
 #[derive(Debug, Clone, Copy)]
 struct Limit {
     messages: u64,
     bytes: usize,
 }
 
-/// What a message costs at least, so that empty ones are bounded by a number of bytes as well.
-const MESSAGE_COST: usize = 64;
+/// A list that has more slots than this gives back those that it no longer needs.
+const KEPT_SLOTS: usize = 64;
 
 impl History {
-    /// An empty history that remembers at most so many messages and payload bytes, and
-    /// `behind_bytes` more while somebody needs them.
+    /// An empty history that remembers at most so many messages and bytes of memory, and
+    /// `behind_bytes` more while a client needs them.
     pub fn new(messages: usize, bytes: usize, behind_bytes: usize) -> Self {
         let messages = if bytes == 0 { 0 } else { messages as u64 };
         Self {
             batches: VecDeque::new(),
             limit: Limit { messages, bytes },
-            behind_limit: Limit {
-                messages: (behind_bytes / MESSAGE_COST) as u64,
-                bytes: behind_bytes,
-            },
+            behind_bytes,
             oldest: 1,
             first: 1,
             next: 1,
@@ -73,7 +73,7 @@ impl History {
         self.next
     }
 
-    /// Payload bytes of all messages that are not forgotten.
+    /// Bytes of memory that all batches take.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -87,9 +87,9 @@ impl History {
             (self.oldest, self.first) = (self.next, self.next);
             return;
         }
-        let bytes = batch.payload_bytes_of_all();
-        self.bytes += bytes;
-        self.remembered_bytes += bytes;
+        let cost = batch.cost();
+        self.bytes += cost;
+        self.remembered_bytes += cost;
         self.batches.push_back(batch.clone());
         self.forget(needed);
     }
@@ -97,30 +97,29 @@ impl History {
     /// Forgets the oldest messages that no longer fit, but for those from `needed` on, as far as
     /// they may stay.
     pub fn forget(&mut self, needed: Option<u64>) {
-        self.remember_less(self.limit.bytes);
+        self.remember_less();
         let needed = needed.unwrap_or(self.first).min(self.first);
         while let Some(batch) = self.batches.front()
-            && batch.seqs().start == self.oldest
-            && batch.seqs().end <= needed
+            && (batch.seqs().end <= needed
+                || (batch.seqs().end <= self.first
+                    && self.bytes - self.remembered_bytes > self.behind_bytes))
         {
-            self.bytes -= batch.payload_bytes_of_all();
-            self.oldest = batch.seqs().end;
-            self.batches.pop_front();
+            self.forget_batch();
         }
-        while self.oldest < self.first
-            && (self.oldest < needed
-                || self.first - self.oldest > self.behind_limit.messages
-                || self.bytes - self.remembered_bytes > self.behind_limit.bytes)
-        {
-            self.forget_oldest();
-        }
+        // The batch that holds `first` has to stay; a message before it may be forgotten alone.
+        self.oldest = match self.bytes - self.remembered_bytes > self.behind_bytes {
+            true => self.first,
+            false => self.oldest.max(needed),
+        };
+        self.give_slots_back();
     }
 
-    /// Forgets the oldest messages until at most `bytes` of payload are left.
+    /// Forgets the oldest batches until those that are left take at most `bytes` of memory.
     pub fn trim_to(&mut self, bytes: usize) {
         while self.bytes > bytes {
-            self.forget_oldest();
+            self.forget_batch();
         }
+        self.give_slots_back();
     }
 
     /// The batches from sequence number `seq` on, oldest first; the first may begin before `seq`.
@@ -128,23 +127,24 @@ impl History {
         self.batches.range(self.position(seq)..)
     }
 
-    fn remember_less(&mut self, bytes: usize) {
+    fn remember_less(&mut self) {
+        let Limit { messages, bytes } = self.limit;
         let mut at = self.position(self.first);
         // Whole batches first, which is all there is to do where nothing or little is remembered.
         while let Some(batch) = self.batches.get(at)
             && batch.seqs().start == self.first
-            && (self.next - batch.seqs().end >= self.limit.messages
-                || self.remembered_bytes - batch.payload_bytes_of_all() > bytes)
+            && (self.next - batch.seqs().end >= messages
+                || self.remembered_bytes - batch.cost() > bytes)
         {
-            self.remembered_bytes -= batch.payload_bytes_of_all();
+            self.remembered_bytes -= batch.cost();
             self.first = batch.seqs().end;
             at += 1;
         }
         while self.first < self.next
-            && (self.remembered_bytes > bytes || self.next - self.first > self.limit.messages)
+            && (self.remembered_bytes > bytes || self.next - self.first > messages)
         {
             let batch = &self.batches[at];
-            self.remembered_bytes -= batch.payload_bytes(self.first);
+            self.remembered_bytes -= batch.cost_from(self.first) - batch.cost_from(self.first + 1);
             self.first += 1;
             if self.first == batch.seqs().end {
                 at += 1;
@@ -152,17 +152,21 @@ impl History {
         }
     }
 
-    fn forget_oldest(&mut self) {
-        let batch = &self.batches[0];
-        let bytes = batch.payload_bytes(self.oldest);
-        self.bytes -= bytes;
-        if self.first == self.oldest {
-            self.first += 1;
-            self.remembered_bytes -= bytes;
+    /// Forgets the oldest batch.
+    fn forget_batch(&mut self) {
+        let batch = self.batches.pop_front().expect("what it holds has a cost");
+        let end = batch.seqs().end;
+        if self.first < end {
+            self.remembered_bytes -= batch.cost_from(self.first);
         }
-        self.oldest += 1;
-        if self.oldest == batch.seqs().end {
-            self.batches.pop_front();
+        self.bytes -= batch.cost();
+        (self.oldest, self.first) = (end, self.first.max(end));
+    }
+
+    fn give_slots_back(&mut self) {
+        let (len, slots) = (self.batches.len(), self.batches.capacity());
+        if slots > KEPT_SLOTS && len < slots / 4 {
+            self.batches.shrink_to(len * 2);
         }
     }
 
@@ -218,28 +222,55 @@ mod tests {
 
     #[test]
     fn what_is_needed_stays_a_little_longer() {
-        let mut history = History::new(1, 100, 2 * MESSAGE_COST);
+        let cost = batch(1, &[10]).cost();
+        let mut history = History::new(1, 10 * cost, 2 * cost);
         for seq in 1..=3 {
             history.push(&batch(seq, &[10]), Some(1));
         }
         assert_eq!(
             (history.oldest(), history.first(), history.bytes()),
-            (1, 3, 30)
+            (1, 3, 3 * cost)
         );
         history.push(&batch(4, &[10]), Some(1));
         assert_eq!((history.oldest(), history.first()), (2, 4));
         history.forget(Some(3));
         assert_eq!((history.oldest(), history.first()), (3, 4));
         history.forget(None);
-        assert_eq!((history.oldest(), history.bytes()), (4, 10));
-        // By bytes as well.
-        history.push(&batch(5, &[2 * MESSAGE_COST + 1]), Some(4));
+        assert_eq!((history.oldest(), history.bytes()), (4, cost));
+        // One alone may be too much.
+        history.push(&batch(5, &[2 * cost]), Some(4));
         history.push(&batch(6, &[1]), Some(4));
         assert_eq!((history.oldest(), history.first()), (6, 6));
     }
 
+    #[test]
+    fn messages_without_a_payload_are_bounded_by_bytes_as_well() {
+        let limit = 1 << 20;
+        for each in [1, 256] {
+            let mut history = History::new(usize::MAX, limit, 0);
+            let sizes = vec![0; each];
+            while history.next() < 100_000 {
+                history.push(&batch(history.next(), &sizes), None);
+            }
+            let most = history.batches_from(1).map(|it| it.cost()).max().unwrap();
+            assert!(history.bytes() <= limit + most);
+            assert!(history.bytes() > limit - most, "{}", history.bytes());
+        }
+    }
+
+    #[test]
+    fn the_list_of_a_history_that_was_longer_is_given_back() {
+        let mut history = History::new(usize::MAX, usize::MAX, 0);
+        for seq in 1..=10_000 {
+            history.push(&batch(seq, &[0]), None);
+        }
+        history.trim_to(10 * batch(1, &[0]).cost());
+        assert_eq!(history.batches.len(), 10);
+        assert!(history.batches.capacity() <= KEPT_SLOTS);
+    }
+
     proptest! {
-        /// Against the obvious model: a list of (seq, size) cut from the front.
+        /// Against the obvious model: a list of (seq, cost) cut from the front.
         #[test]
         fn it_remembers_the_newest_that_fit(
             batches in prop::collection::vec(
@@ -247,26 +278,27 @@ mod tests {
                 0..30,
             ),
             max_messages in 0_usize..20,
-            max_bytes in 1_usize..100,
+            max_bytes in 1_usize..3000,
+            behind_bytes in 0_usize..1000,
         ) {
-            let mut history = History::new(max_messages, max_bytes, 4 * MESSAGE_COST);
+            let mut history = History::new(max_messages, max_bytes, behind_bytes);
             let mut model: VecDeque<(u64, usize)> = VecDeque::new();
             let mut next = 1;
             for (sizes, needed) in &batches {
-                history.push(&batch(next, sizes), *needed);
-                for size in sizes {
-                    model.push_back((next, *size));
-                    next += 1;
+                let batch = batch(next, sizes);
+                history.push(&batch, *needed);
+                for seq in batch.seqs() {
+                    model.push_back((seq, batch.cost_from(seq) - batch.cost_from(seq + 1)));
                 }
+                next = batch.seqs().end;
                 while model.len() > max_messages
-                    || model.iter().map(|(_, size)| size).sum::<usize>() > max_bytes
+                    || model.iter().map(|(_, cost)| cost).sum::<usize>() > max_bytes
                 {
                     model.pop_front();
                 }
-                prop_assert_eq!(history.next(), next);
-                prop_assert_eq!(history.first(), model.front().map_or(next, |(seq, _)| *seq));
-                prop_assert!(history.oldest() + 4 >= history.first());
-                prop_assert!(history.oldest() == history.first() || needed.is_some());
+                let first = model.front().map_or(next, |(seq, _)| *seq);
+                prop_assert_eq!((history.first(), history.next()), (first, next));
+                prop_assert!(history.oldest() == first || needed.is_some_and(|it| it <= history.oldest()));
                 for seq in history.oldest()..history.next() {
                     let run: Vec<u64> = history
                         .batches_from(seq)
@@ -275,9 +307,15 @@ mod tests {
                         .collect();
                     prop_assert_eq!(run, (seq..next).collect::<Vec<_>>());
                 }
+                // What it says it costs is what it holds, and no more than it may.
+                let held: Vec<usize> = history.batches_from(1).map(|it| it.cost()).collect();
+                prop_assert_eq!(history.bytes(), held.iter().sum::<usize>());
+                let remembered: usize = model.iter().map(|(_, cost)| cost).sum();
+                let shared = held.iter().max().copied().unwrap_or_default();
+                prop_assert!(history.bytes() <= remembered + behind_bytes.max(shared));
             }
             history.trim_to(0);
-            prop_assert_eq!(history.bytes(), 0);
+            prop_assert_eq!((history.bytes(), history.first()), (0, next));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The rooms by name: joining, leaving, and which of them is forgotten when space runs out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,27 +10,33 @@ use parking_lot::Mutex;
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::message::{Batch, Format, Frames, MessageId};
+use crate::ranking::{Ranked, Ranking};
 use crate::room::{Follow, Room, Sealed, Start, Subscription};
 use crate::wire::{self, Event, Plain};
 
 /// All rooms of a server.
 ///
-/// Lock order: the hub, then a room. Publishing takes the hub's lock only to make space.
+/// Lock order: the hub, then a room. Publishing takes the hub's lock only to make space, and when the
+/// history of a room has grown by an eighth.
 #[derive(Debug)]
 pub struct Hub {
     config: Arc<Config>,
     plain: Arc<Plain>,
     backend: Backend,
     rooms: Mutex<Rooms>,
-    /// Payload bytes that all histories hold.
+    /// Bytes of memory that all histories take.
     total: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
 struct Rooms {
     by_name: HashMap<Arc<str>, Entry>,
-    /// Counts the rooms that lost their last client, so that it tells who did so first.
+    /// The names of the rooms without clients, by the number of their departure.
+    empty: BTreeMap<u64, Arc<str>>,
+    /// Counts the clients that left, so that it tells which room lost its last one first.
     departures: u64,
+    /// The rooms with a history, by what it costs.
+    ranking: Ranking<Room>,
     sealed: bool,
 }
 
@@ -84,13 +90,16 @@ impl Hub {
     /// # Errors
     /// [`JoinError`], and no room is made then.
     pub fn enter(self: &Arc<Self>, name: &str) -> Result<Presence, JoinError> {
+        // Dropped after the lock is free again.
+        let _forgotten;
         let mut rooms = self.rooms.lock();
+        let rooms = &mut *rooms;
         if rooms.sealed {
             return Err(JoinError::Sealed);
         }
         if !rooms.by_name.contains_key(name) {
-            if rooms.by_name.len() >= self.config.max_rooms && !rooms.forget_longest_empty() {
-                return Err(JoinError::Full);
+            if rooms.by_name.len() >= self.config.max_rooms {
+                _forgotten = rooms.forget_longest_empty().ok_or(JoinError::Full)?;
             }
             let room = Room::new(&self.config, self.backend.begin(), self.total.clone());
             let entry = Entry {
@@ -104,6 +113,9 @@ impl Hub {
             .by_name
             .get_mut(name)
             .expect("it was there or was made");
+        if entry.clients == 0 {
+            rooms.empty.remove(&entry.departed);
+        }
         entry.clients += 1;
         Ok(Presence {
             hub: self.clone(),
@@ -119,8 +131,8 @@ impl Hub {
         name: &str,
         since: Option<MessageId>,
     ) -> Option<(Vec<Arc<Batch>>, Start)> {
-        let rooms = self.rooms.lock();
-        Some(rooms.by_name.get(name)?.room.history(since))
+        let room = self.rooms.lock().by_name.get(name)?.room.clone();
+        Some(room.history(since))
     }
 
     /// Takes no more messages and no more clients; whoever is in a room gets the rest of its log,
@@ -136,42 +148,57 @@ impl Hub {
         self.rooms.lock().by_name.len()
     }
 
+    /// Keeps the histories ranked, and together under `--history-total`, after `room` has grown.
+    fn settle(&self, room: &Arc<Room>) {
+        if Ranking::is_outgrown(&**room) {
+            self.rooms.lock().ranking.rank(room);
+        }
+        if self.excess() > 0 {
+            self.reclaim();
+        }
+    }
+
+    /// Bytes by which all histories together pass `--history-total`.
+    fn excess(&self) -> usize {
+        let total = self.total.load(Ordering::Relaxed);
+        total.saturating_sub(self.config.history_total.bytes())
+    }
+
     /// Brings all histories together under `--history-total` again.
     fn reclaim(&self) {
-        let mut rooms = self.rooms.lock();
         loop {
-            let total = self.total.load(Ordering::Relaxed);
-            let excess = total.saturating_sub(self.config.history_total.bytes());
+            let forgotten;
+            let mut rooms = self.rooms.lock();
+            let excess = self.excess();
             if excess == 0 {
                 break;
             }
-            if rooms.forget_longest_empty() {
+            forgotten = rooms.forget_longest_empty();
+            if forgotten.is_some() {
                 continue;
             }
-            let largest = rooms
-                .by_name
-                .values()
-                .max_by_key(|entry| entry.room.bytes());
-            let Some(entry) = largest.filter(|entry| entry.room.bytes() > 0) else {
+            let Some(room) = rooms.ranking.largest() else {
                 break;
             };
-            entry
-                .room
-                .trim_to(entry.room.bytes().saturating_sub(excess));
+            room.trim_to(room.bytes().saturating_sub(excess));
         }
     }
 }
 
 impl Rooms {
-    /// Forgets the room that has had no client for longest; `false` where every room has clients.
-    fn forget_longest_empty(&mut self) -> bool {
-        let empty = self.by_name.iter().filter(|(_, entry)| entry.clients == 0);
-        let Some((name, _)) = empty.min_by_key(|(_, entry)| entry.departed) else {
-            return false;
-        };
-        let name = name.clone();
-        self.by_name.remove(&name);
-        true
+    /// Forgets the room that has had no client for longest and returns it, as to drop it takes
+    /// time; none where every room has clients.
+    fn forget_longest_empty(&mut self) -> Option<Arc<Room>> {
+        let (_, name) = self.empty.pop_first()?;
+        let room = self.forget(&name);
+        room.write_off();
+        Some(room)
+    }
+
+    fn forget(&mut self, name: &str) -> Arc<Room> {
+        let entry = self.by_name.remove(name).expect("a room has its name");
+        self.ranking.remove(&entry.room);
+        entry.room
     }
 }
 
@@ -232,9 +259,7 @@ impl Presence {
     /// [`Sealed`] when the server is shutting down; the messages are not in the log then.
     pub fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
         let batch = self.hub.backend.publish(&self.room, frames)?;
-        if self.hub.total.load(Ordering::Relaxed) > self.hub.config.history_total.bytes() {
-            self.hub.reclaim();
-        }
+        self.hub.settle(&self.room);
         Ok(batch)
     }
 }
@@ -242,16 +267,103 @@ impl Presence {
 impl Drop for Presence {
     fn drop(&mut self) {
         let mut rooms = self.hub.rooms.lock();
+        let rooms = &mut *rooms;
         rooms.departures += 1;
-        let departed = rooms.departures;
         let entry = rooms
             .by_name
             .get_mut(&self.name)
             .expect("a room with a client stays");
         entry.clients -= 1;
-        entry.departed = departed;
-        if entry.clients == 0 && entry.room.is_empty() {
-            rooms.by_name.remove(&self.name);
+        if entry.clients > 0 {
+            return;
         }
+        if entry.room.is_empty() {
+            rooms.forget(&self.name);
+        } else {
+            entry.departed = rooms.departures;
+            rooms.empty.insert(entry.departed, self.name.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Mode, Size};
+    use crate::message::Kind;
+    use crate::wire::Draft;
+
+    fn hub(change: impl FnOnce(&mut Config)) -> Arc<Hub> {
+        let mut config = Config {
+            mode: Mode::Broadcast,
+            ..Config::default()
+        };
+        change(&mut config);
+        Arc::new(Hub::new(Arc::new(config), Backend::memory()))
+    }
+
+    fn publish(presence: &Presence, text: &str) -> Arc<Batch> {
+        let mut draft = Draft::default();
+        presence
+            .plain()
+            .encode(Kind::Text, text.as_bytes(), &mut draft);
+        presence.publish(draft.take().unwrap()).unwrap()
+    }
+
+    /// The names of the rooms, and whether the lists beside them say the same.
+    fn names(hub: &Hub) -> Vec<String> {
+        let rooms = hub.rooms.lock();
+        let empty = rooms.empty.iter().map(|(departed, name)| {
+            let entry = &rooms.by_name[name];
+            assert_eq!((entry.clients, entry.departed), (0, *departed));
+        });
+        let unused = rooms.by_name.values().filter(|it| it.clients == 0);
+        assert_eq!(empty.count(), unused.count());
+        let held = rooms.by_name.values().map(|it| it.room.bytes());
+        assert_eq!(hub.total.load(Ordering::Relaxed), held.sum::<usize>());
+        let mut names: Vec<_> = rooms.by_name.keys().map(|it| it.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_room_that_was_entered_again_departs_again() {
+        let hub = hub(|config| config.max_rooms = 2);
+        for name in ["/a", "/b", "/a"] {
+            publish(&hub.enter(name).unwrap(), "kept");
+        }
+        let c = hub.enter("/c").unwrap();
+        assert_eq!(names(&hub), ["/a", "/c"]);
+        let a = hub.enter("/a").unwrap();
+        assert_eq!(hub.enter("/d").unwrap_err(), JoinError::Full);
+        drop(c);
+        assert_eq!(names(&hub), ["/a"]);
+        drop(a);
+        assert_eq!(names(&hub), ["/a"]);
+    }
+
+    #[test]
+    fn all_histories_together_stay_within_their_total() {
+        let total = 100_000;
+        let hub = hub(|config| config.history_total = Size::from(total));
+        publish(&hub.enter("/empty").unwrap(), "forgotten first");
+        let rooms: Vec<_> = (0..10)
+            .map(|number| hub.enter(&format!("/{number}")).unwrap())
+            .collect();
+        for round in 0..2000 {
+            for (number, room) in rooms.iter().enumerate() {
+                // The last ones say more than the first ones.
+                if round % (10 - number) == 0 {
+                    publish(room, "");
+                }
+                assert!(hub.excess() == 0);
+            }
+        }
+        assert_eq!(names(&hub).len(), 10);
+        let sizes: Vec<usize> = rooms.iter().map(|it| it.room.bytes()).collect();
+        let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+        assert!(least * 5 / 4 + 1000 > *most, "{sizes:?}");
+        drop(rooms);
+        assert_eq!(names(&hub).len(), 10);
     }
 }

@@ -12,7 +12,7 @@
 //! | 3 | [`admission`]: who may come in; [`request`]: what a request says; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages; [`refusal`]: a request that is not granted |
 //! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client; [`heartbeat`]: pings and patience |
-//! | 0 | [`config`], [`disconnect`], [`incoming`]: what is not a message yet, [`message`] |
+//! | 0 | [`config`], [`disconnect`], [`incoming`]: what is not a message yet, [`message`], [`ranking`]: the largest of many; [`room_name`]: one spelling of each |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
 //! publishes it as one batch; the [`wire`] format encodes it, once; the [`backend`] has the
@@ -37,9 +37,11 @@ pub mod incoming;
 pub mod message;
 pub mod page;
 pub mod queue;
+pub mod ranking;
 pub mod refusal;
 pub mod request;
 pub mod room;
+pub mod room_name;
 pub mod routes;
 pub mod server;
 pub mod session;

@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
-/// The name of a message in its room, written `<epoch>-<seq>`; ids only ever grow.
+/// The name of a message in its room, written `<epoch>-<seq>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {
-    /// Unix time in milliseconds at which the room's log began.
+    /// Unix time in milliseconds at which the room's log began, followed by three random digits.
     pub epoch: u64,
     /// Counts 1, 2, 3 … without holes within an epoch.
     pub seq: u64,
@@ -26,7 +26,7 @@ impl fmt::Display for MessageId {
 
 /// A text that is not the id of a message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an id is <epoch>-<seq>, as in 1732290000000-42")]
+#[error("an id is <epoch>-<seq>, as in 1732290000000123-42")]
 pub struct NotAnId;
 
 impl FromStr for MessageId {
@@ -121,8 +121,6 @@ pub enum Kind {
 pub struct Frames {
     bytes: Vec<u8>,
     marks: Marks,
-    /// Of all messages together.
-    payload_bytes: usize,
 }
 
 /// One for each frame; most batches have one message.
@@ -154,12 +152,7 @@ impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
     pub fn new(bytes: Vec<u8>, marks: Marks) -> Self {
         debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
-        let payload_bytes = marks.iter().map(|mark| mark.payload).sum();
-        Self {
-            bytes,
-            marks,
-            payload_bytes,
-        }
+        Self { bytes, marks }
     }
 
     /// The messages as their sender sent them.
@@ -179,6 +172,10 @@ pub struct Batch {
     /// In JSON and as Server-Sent Events, once somebody has wanted them so.
     renditions: [OnceLock<Box<Rendition>>; 2],
 }
+
+/// What a batch costs besides its frames and marks: itself, the counters of its [`Arc`], its slot in
+/// a list that has spare ones, and what an allocator rounds up twice.
+const BATCH_COST: usize = size_of::<Batch>() + 64;
 
 impl Batch {
     /// Names `frames`: the first of them gets `first`, the others the ids that follow.
@@ -249,14 +246,24 @@ impl Batch {
         self.frames.bytes.len()
     }
 
-    /// Bytes of the payloads of all its messages.
-    pub fn payload_bytes_of_all(&self) -> usize {
-        self.frames.payload_bytes
+    /// Bytes of memory that it takes, without what a [rendition](Self::rendition) takes besides.
+    pub fn cost(&self) -> usize {
+        let Frames { bytes, marks } = &self.frames;
+        let marks = match marks.spilled() {
+            true => marks.capacity() * size_of::<Mark>(),
+            false => 0,
+        };
+        BATCH_COST + marks + bytes.capacity()
     }
 
-    /// Bytes of the payload of the message with sequence number `seq`.
-    pub fn payload_bytes(&self, seq: u64) -> usize {
-        self.frames.marks[(seq - self.first.seq) as usize].payload
+    /// The part of [`cost`](Self::cost) that belongs to its messages from sequence number `seq` on;
+    /// what they share belongs to the last one.
+    pub fn cost_from(&self, seq: u64) -> usize {
+        match seq.saturating_sub(self.first.seq) as usize {
+            0 => self.cost(),
+            skipped if skipped >= self.len() => 0,
+            skipped => self.cost() - skipped * size_of::<Mark>() - self.end(skipped),
+        }
     }
 
     /// Where the first `count` frames end.
@@ -274,8 +281,9 @@ mod tests {
         let id = |epoch, seq| MessageId { epoch, seq };
         assert!(id(1, 10) < id(1, 11));
         assert!(id(1, 10) < id(2, 1));
-        assert_eq!(id(1732290000000, 43).to_string(), "1732290000000-43");
-        assert_eq!("1732290000000-43".parse(), Ok(id(1732290000000, 43)));
+        let (parsed, text) = (id(1732290000000123, 43), "1732290000000123-43");
+        assert_eq!(parsed.to_string(), text);
+        assert_eq!(text.parse(), Ok(parsed));
         for wrong in [
             "",
             "-",
@@ -312,7 +320,28 @@ mod tests {
             frames.advance(2);
             assert_eq!(*frames, expected.as_bytes()[2..]);
         }
-        assert_eq!(batch.payload_bytes(7), 2);
         assert_eq!(batch.id(6).to_string(), "7-6");
+    }
+
+    #[test]
+    fn a_batch_costs_the_memory_it_takes_whatever_its_messages_say() {
+        let mark = |end| Mark {
+            kind: Kind::Text,
+            end,
+            payload: 0,
+        };
+        let batch = |bytes: Vec<u8>, marks: &[Mark]| {
+            let first = MessageId { epoch: 7, seq: 5 };
+            Batch::new(first, Frames::new(bytes, Marks::from_slice(marks)))
+        };
+        let one = batch(vec![0; 2], &[mark(2)]);
+        assert_eq!(one.cost(), BATCH_COST + 2);
+        let mut spare = Vec::with_capacity(1000);
+        spare.extend([0; 4]);
+        let two = batch(spare, &[mark(2), mark(4)]);
+        assert_eq!(two.cost(), BATCH_COST + 2 * size_of::<Mark>() + 1000);
+        let costs: Vec<usize> = (4..8).map(|seq| two.cost_from(seq)).collect();
+        let second = two.cost() - size_of::<Mark>() - 2;
+        assert_eq!(costs, [two.cost(), two.cost(), second, 0]);
     }
 }

@@ -12,12 +12,7 @@ use tungstenite::handshake::derive_accept_key;
 use crate::config::Time;
 use crate::message::{Kind, MessageId};
 use crate::refusal::Refusal;
-
-/// The longest name of a room, in bytes of the path as it was sent.
-const ROOM_NAME_MAX: usize = 256;
-
-/// A path that is no room.
-const METRICS: &str = "/metrics";
+use crate::room_name::{NotARoom, RoomName};
 
 /// How long somebody who publishes may wait for receipts, and does where nothing else is said.
 const RECEIPT_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -71,23 +66,19 @@ pub fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
     Ok(request.uri().authority().map_or(host, |it| it.as_str()))
 }
 
-/// Whether `path` may name a room.
+/// The room that `path` names.
 ///
 /// # Errors
 /// A [`Refusal`].
-pub fn check_path(path: &str) -> Result<(), Refusal> {
-    if path == METRICS {
-        let reason = "this path is reserved, and no room";
-        return Err(Refusal::new(StatusCode::NOT_FOUND, reason));
-    }
-    if !path.starts_with('/') {
-        return Err(Refusal::bad("a path begins with /"));
-    }
-    if path.len() > ROOM_NAME_MAX {
-        let reason = "the name of a room has at most 256 bytes";
-        return Err(Refusal::new(StatusCode::URI_TOO_LONG, reason));
-    }
-    Ok(())
+pub fn room_of(path: &str) -> Result<RoomName, Refusal> {
+    path.parse().map_err(|error: NotARoom| {
+        let status = match error {
+            NotARoom::NoPath => StatusCode::BAD_REQUEST,
+            NotARoom::TooLong => StatusCode::URI_TOO_LONG,
+            NotARoom::Reserved(_) => StatusCode::NOT_FOUND,
+        };
+        Refusal::new(status, error.to_string())
+    })
 }
 
 /// Whether a body that is a message is text or binary, by its type and, where that does not say, by

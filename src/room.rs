@@ -17,6 +17,7 @@ use crate::disconnect::Disconnect;
 use crate::history::History;
 use crate::message::{Batch, Format, Frames, MessageId, Outbox};
 use crate::queue::{Batches, Bound, Queue, Taken};
+use crate::ranking::Ranked;
 use crate::wire::{self, Event};
 
 /// One ordered log. Its tail is the history; whoever has read up to its end has a queue that gets
@@ -26,9 +27,11 @@ pub struct Room {
     mode: Mode,
     bound: Bound,
     log: Mutex<Log>,
-    /// Payload bytes that this room's history holds, for those who look without the lock.
+    /// What this room's history costs in memory, for those who look without the lock.
     bytes: AtomicUsize,
-    /// Payload bytes that all histories hold; this room keeps its part of it true.
+    /// Its rank among the rooms by what they cost.
+    rank: AtomicUsize,
+    /// What all histories cost; this room keeps its part of it true.
     total: Arc<AtomicUsize>,
 }
 
@@ -139,6 +142,7 @@ impl Room {
                 sealed: false,
             }),
             bytes: AtomicUsize::new(0),
+            rank: AtomicUsize::new(0),
             total,
         }
     }
@@ -252,22 +256,23 @@ impl Room {
             .for_each(|(_, member)| member.queue.detach());
     }
 
-    /// Payload bytes that the history holds.
-    pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
     /// Whether the history holds no message.
     pub fn is_empty(&self) -> bool {
         let log = self.log.lock();
         log.history.oldest() == log.history.next()
     }
 
-    /// Lets the oldest messages go until at most `bytes` of payload are left.
+    /// Lets the oldest messages go until the others take at most `bytes` of memory.
     pub fn trim_to(&self, bytes: usize) {
         let mut log = self.log.lock();
         log.history.trim_to(bytes);
         self.account(&log.history);
+    }
+
+    /// Counts its history no longer, as it is about to be dropped.
+    pub fn write_off(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Makes both counts of bytes true again.
@@ -281,9 +286,20 @@ impl Room {
     }
 }
 
+impl Ranked for Room {
+    /// Bytes of memory that the history takes.
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn rank(&self) -> &AtomicUsize {
+        &self.rank
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes(), Ordering::Relaxed);
+        self.write_off();
     }
 }
 
@@ -746,7 +762,8 @@ mod tests {
         assert_eq!(events(&mut subscription), ["1", "2", "3"]);
         (0..9).for_each(|_| room.publish(1));
         // Nobody else is there for whom the room would keep more, once it has to.
-        room.room.trim_to(2);
+        let newest = room.room.history(None).0.pop().unwrap();
+        room.room.trim_to(newest.cost());
         assert_eq!(events(&mut subscription), ["4", "gap 7", "12"]);
         room.publish(1);
         assert_eq!(events(&mut subscription), ["13"]);
@@ -853,17 +870,21 @@ mod tests {
         let config = config(Mode::Broadcast, 3, 10);
         let plain = Plain::new(&config);
         let rooms = [1, 2].map(|epoch| Room::new(&config, epoch, total.clone()));
+        let mut costs = Vec::new();
         for payload in ["1", "22", "333", "4444"] {
             for room in &rooms {
                 let mut draft = Draft::default();
                 plain.encode(Kind::Text, payload.as_bytes(), &mut draft);
-                room.deliver(draft.take().unwrap()).unwrap();
+                costs.push(room.deliver(draft.take().unwrap()).unwrap().cost());
             }
         }
-        assert_eq!(total.load(Ordering::Relaxed), 2 * (2 + 3 + 4));
-        rooms[0].trim_to(4);
-        assert_eq!((rooms[0].bytes(), rooms[1].bytes()), (4, 9));
-        assert_eq!(total.load(Ordering::Relaxed), 4 + 9);
+        // Two rooms, and three of the four messages.
+        let all: usize = costs[2..].iter().sum();
+        assert_eq!(total.load(Ordering::Relaxed), all);
+        let last = costs[7];
+        rooms[0].trim_to(last);
+        assert_eq!((rooms[0].bytes(), rooms[1].bytes()), (last, all / 2));
+        assert_eq!(total.load(Ordering::Relaxed), last + all / 2);
         drop(rooms);
         assert_eq!(total.load(Ordering::Relaxed), 0);
     }

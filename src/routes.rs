@@ -27,10 +27,10 @@ use crate::message::Format;
 use crate::page::{self, Body, NO_SNIFFING, whole};
 use crate::refusal::{Refusal, TEXT};
 use crate::request::{
-    Query, Want, check_handshake, check_path, host_of, is_preflight, kind_of, parse_id, tokens,
-    wants,
+    Query, Want, check_handshake, host_of, is_preflight, kind_of, parse_id, room_of, tokens, wants,
 };
 use crate::room::Follow;
+use crate::room_name::RoomName;
 use crate::wire::{self, Draft, JSON_PROTOCOL};
 
 /// The path that tells whether the server is up, and is no room.
@@ -111,8 +111,8 @@ impl Routes {
             _ => false,
         };
         if is_page {
-            return Answer::Response(match check_path(path) {
-                Ok(()) => page::respond(request.headers()),
+            return Answer::Response(match room_of(path) {
+                Ok(_) => page::respond(request.headers()),
                 Err(refusal) => refusal.into_response(Response::builder()),
             });
         }
@@ -136,22 +136,22 @@ impl Routes {
         origin: &Cors,
         answering: impl Fn(Duration),
     ) -> Result<Answer, Refusal> {
-        check_path(request.uri().path())?;
+        let room = room_of(request.uri().path())?;
         let response = origin.response();
         let (response, membership) = match (request.method(), wants(&request)) {
-            (&Method::GET, Want::WebSocket) => self.upgrade(&request, response)?,
-            (&Method::GET, Want::Events) => self.events(&request, response)?,
+            (&Method::GET, Want::WebSocket) => self.upgrade(&request, &room, response)?,
+            (&Method::GET, Want::Events) => self.events(&request, &room, response)?,
             (&Method::HEAD, Want::Events) => {
                 return Ok(Answer::Response(event_stream(response).body(whole(""))));
             }
             (&Method::GET | &Method::HEAD, Want::History) => {
-                return Ok(Answer::Response(self.history(&request, response)?));
+                return Ok(Answer::Response(self.history(&request, &room, response)?));
             }
             (&Method::OPTIONS, _) if is_preflight(request.headers()) => {
                 return Ok(Answer::Response(preflight(response)));
             }
             (&Method::POST, _) if self.config.mode == Mode::Broadcast => {
-                let published = self.publish(request, answering).await?;
+                let published = self.publish(request, &room, answering).await?;
                 let response = response.status(StatusCode::CREATED);
                 return Ok(Answer::Response(respond_json(
                     response,
@@ -162,7 +162,7 @@ impl Routes {
         };
         Ok(Answer::Join(Box::new(Join {
             response: response.body(whole("")),
-            room: request.uri().path().to_owned(),
+            room: room.into(),
             membership,
         })))
     }
@@ -183,6 +183,7 @@ impl Routes {
     fn upgrade(
         &self,
         request: &Request<Incoming>,
+        room: &RoomName,
         response: Builder,
     ) -> Result<(Builder, Membership), Refusal> {
         let accept = check_handshake(request)?;
@@ -192,7 +193,7 @@ impl Routes {
             format: if json { Format::Json } else { Format::Plain },
             since: Query::of(request).since()?,
         };
-        let membership = self.hub.join(request.uri().path(), follow)?;
+        let membership = self.hub.join(room, follow)?;
         let response = response
             .status(StatusCode::SWITCHING_PROTOCOLS)
             .header(header::CONNECTION, "Upgrade")
@@ -209,6 +210,7 @@ impl Routes {
     fn events(
         &self,
         request: &Request<Incoming>,
+        room: &RoomName,
         response: Builder,
     ) -> Result<(Builder, Membership), Refusal> {
         // What an EventSource has seen since it asked first.
@@ -221,7 +223,7 @@ impl Routes {
             format: Format::EventStream,
             since,
         };
-        let membership = self.hub.join(request.uri().path(), follow)?;
+        let membership = self.hub.join(room, follow)?;
         Ok((event_stream(response), membership))
     }
 
@@ -229,14 +231,12 @@ impl Routes {
     fn history(
         &self,
         request: &Request<Incoming>,
+        room: &RoomName,
         response: Builder,
     ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
         let query = Query::of(request);
         let (since, limit) = (query.since()?, query.limit()?);
-        let (batches, start) = self
-            .hub
-            .history(request.uri().path(), since)
-            .unwrap_or_default();
+        let (batches, start) = self.hub.history(room, since).unwrap_or_default();
         // Batch by batch as the client takes them: of what is shared anyway, only that is copied.
         let (mut next, mut left, mut lead) = (start.next, limit, "\n");
         let pieces = batches.into_iter().map(move |batch| {
@@ -266,6 +266,7 @@ impl Routes {
     async fn publish(
         &self,
         request: Request<Incoming>,
+        room: &RoomName,
         answering: impl Fn(Duration),
     ) -> Result<Published, Refusal> {
         let (head, body) = request.into_parts();
@@ -274,7 +275,7 @@ impl Routes {
         answering(wait.unwrap_or_default());
         let kind = kind_of(head.headers.get(header::CONTENT_TYPE), &body)?;
 
-        let presence = self.hub.enter(head.uri.path())?;
+        let presence = self.hub.enter(room)?;
         let mut draft = Draft::default();
         presence.plain().encode(kind, &body, &mut draft);
         let frames = draft.take().expect("it was encoded just now");

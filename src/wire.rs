@@ -325,7 +325,8 @@ mod tests {
         let all = batch.clone().frames_from(1);
         assert_eq!(*all, b"\x81\x04> hi\x82\x02\0\xff"[..]);
         assert_eq!(*batch.clone().frames_from(2), b"\x82\x02\0\xff"[..]);
-        assert_eq!((batch.payload_bytes(1), batch.payload_bytes(2)), (2, 2));
+        let payloads: Vec<_> = batch.frames().payloads().collect();
+        assert_eq!(payloads, messages);
     }
 
     #[test]

@@ -453,6 +453,153 @@ async fn messages_can_be_folded_filtered_copied_exported_and_cleared() {
         .await;
 }
 
+#[tokio::test]
+async fn no_line_of_a_message_can_be_exported_as_another_one() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast --welcome= --prefix=").await;
+    let page = browser.open(&format!("http://{}/", server.address)).await;
+    page.until_open().await;
+    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    let breaks = [
+        "\n", "\r", "\r\n", "\n\r", "\u{b}", "\u{c}", "\u{85}", "\u{2028}", "\u{2029}",
+    ];
+    let forged = "2026-01-01T00:00:00.000Z\tforged";
+    for it in breaks {
+        client.send(&format!("said{it}{forged}")).await;
+    }
+    // A terminal would go back to the beginning of the line, and write over it.
+    client.send("\u{1b}[2K\u{8}\u{7f}\u{9b}\tend").await;
+    page.until_last("\u{1b}[2K\u{8}\u{7f}\u{9b}\tend").await;
+    page.click("export").await;
+    eventually("a file is downloaded", || !browser.downloads().is_empty()).await;
+    let exported = std::fs::read_to_string(&browser.downloads()[0]).unwrap();
+    // As the most curious of all programs would cut it into lines.
+    let lines = exported.split(|it: char| breaks.concat().contains(it));
+    let messages: Vec<&str> = lines
+        .filter(|it| !it.starts_with('\t') && !it.is_empty())
+        .map(|it| it.split_once('\t').unwrap().1)
+        .collect();
+    let mut expected = vec!["said"; breaks.len()];
+    expected.push("\u{241b}[2K\u{2408}\u{fffd}\u{fffd}\tend");
+    assert_eq!(messages, expected);
+    assert_eq!(
+        exported.matches(&format!("\n\t{forged}\n")).count(),
+        breaks.len()
+    );
+    page.run(
+        "window.copied = ''; navigator.clipboard.writeText = async (text) => { copied = text; };",
+    )
+    .await;
+    page.click("copy").await;
+    page.until("copied").await;
+    assert_eq!(page.text_of("return copied").await, exported);
+}
+
+#[tokio::test]
+async fn a_message_reads_in_its_own_direction() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let server = Process::start("--mode broadcast --welcome= --prefix=").await;
+    let page = browser.open(&format!("http://{}/", server.address)).await;
+    page.until_open().await;
+    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    let long = "שלום עולם ".repeat(100);
+    for text in ["שלום (hello)!", "hello (שלום)!", &long, "last"] {
+        client.send(text).await;
+    }
+    page.until_last("last").await;
+    let directions = "return [...document.querySelectorAll('#messages td:first-child')]
+        .map((cell) => getComputedStyle(cell.querySelector('summary') ?? cell).direction).join()";
+    assert_eq!(page.text_of(directions).await, "rtl,ltr,rtl,ltr");
+    let times = "return [...document.querySelectorAll('#messages td:last-child')]
+        .every((cell) => getComputedStyle(cell).direction === 'ltr')";
+    assert_eq!(page.run(times).await, true);
+}
+
+#[tokio::test]
+async fn whatever_a_server_says_the_page_goes_on() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let doorman = Doorman::new().await;
+    let page = browser.open(&doorman.page()).await;
+    page.run(
+        "window.faults = []; addEventListener('error', ({ message }) => faults.push(message));",
+    )
+    .await;
+    let mut server = doorman.welcome().await;
+    let odd = [
+        json!(null),
+        json!(true),
+        json!(-1.5),
+        json!(1e300),
+        json!({}),
+        json!({"toString": 1, "valueOf": 1, "length": 1, "split": 1}),
+        json!(["1-1"]),
+        json!(""),
+        json!("\u{0}&since=="),
+        json!("+999999-01-01T00:00:00Z"),
+        json!("+275760-09-13T00:00:00Z"),
+        json!("9".repeat(1000)),
+    ];
+    let fields = ["type", "id", "time", "text", "binary", "missed", "resumed"];
+    let mut said = 0;
+    let mut say = Vec::new();
+    for kind in ["message", "gap", "welcome"] {
+        for field in fields {
+            let fine = json!({"type": kind, "id": "1-1", "time": "2026-11-22T18:31:57.123Z",
+                "text": "said", "missed": 1, "resumed": false});
+            for value in &odd {
+                let mut event = fine.clone();
+                event[field] = value.clone();
+                say.push(event.to_string());
+            }
+            let mut event = fine.clone();
+            event.as_object_mut().unwrap().remove(field);
+            say.push(event.to_string());
+            if kind == "message" && field != "type" && field != "text" {
+                said += odd.len() + 1;
+            }
+        }
+        // Neither one thing nor the other.
+        say.push(json!({"type": kind}).to_string());
+        say.push(json!({"type": kind, "binary": "no base64"}).to_string());
+    }
+    say.extend(["", "{", "null", "5", "[]", "\"message\""].map(str::to_owned));
+    for text in say {
+        server.send(Message::text(text)).await.unwrap();
+    }
+    // What is no id is not asked for when it comes back; what is one is.
+    for (id, kept) in [(json!("12-34"), json!("12-34")), (json!({}), json!(null))] {
+        let last = format!("the id {id}");
+        let event = json!({"type": "message", "id": id, "text": last});
+        server.send(Message::text(event.to_string())).await.unwrap();
+        page.until_last(&last).await;
+        assert_eq!(page.run("return lastId").await, kept);
+    }
+    assert_eq!(page.run("return faults").await, json!([]));
+    let rows = page.rows().await;
+    let found = rows.iter().filter(|it| *it == "said").count();
+    assert!(found >= said, "{found} of {said} messages");
+    for shown in [
+        "{",
+        "null",
+        "5",
+        "\"message\"",
+        "A message that this page cannot read.",
+    ] {
+        assert!(rows.iter().any(|it| it == shown), "{shown}: {rows:?}");
+    }
+    page.click("export").await;
+    page.click("copy").await;
+    page.run("document.getElementById('filter').oninput()")
+        .await;
+    assert_eq!(page.run("return faults").await, json!([]));
+}
+
 /// What stands between a browser and a server, and can be torn.
 struct Wire {
     address: SocketAddr,

@@ -17,5 +17,6 @@ mod malice;
 mod nginx;
 mod plain_http;
 mod process;
+mod room_names;
 mod rooms;
 mod slow;

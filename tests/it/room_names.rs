@@ -1,0 +1,100 @@
+//! One room, however its path is written, and the paths that are none.
+
+use serde_json::Value;
+use tokio::io::AsyncReadExt;
+
+use crate::harness::*;
+
+/// The status of the answer to a request, and its body.
+async fn ask(server: &TestServer, line: &str, more: &str, body: &str) -> (u16, String) {
+    let request = format!(
+        "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let response = server.raw().await.request(&request).await;
+    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+#[tokio::test]
+async fn every_way_into_a_room_knows_all_its_spellings() {
+    let server = TestServer::quiet(|_| {}).await;
+    let mut json = Client::json(server.address, "/caf%c3%a9/%6dain//").await;
+    assert_eq!(json.event().await["room"], "/caf%C3%A9/main");
+    let mut plain = server.client_at("/%63af%C3%A9/main").await;
+    let mut events = server.raw().await;
+    let path = "/caf%C3%a9/main/";
+    events
+        .send(format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+        ))
+        .await;
+    assert!(events.read_head().await.starts_with("HTTP/1.1 200 "));
+
+    let (status, _) = ask(&server, "POST /caf%c3%A9/mai%6E", "", "hello").await;
+    assert_eq!(status, 201);
+    assert_eq!(json.event().await["text"], "hello");
+    plain.expect("Broadcast: hello").await;
+    let mut event = Vec::new();
+    while !event.ends_with(b"data: hello\n\n") {
+        event.push(events.stream.read_u8().await.unwrap());
+    }
+    let (_, history) = ask(&server, "GET /caf%C3%A9/%6Dain/?history", "", "").await;
+    assert!(history.contains("\"hello\""), "{history}");
+    assert_eq!(server.monitor.rooms(), 1);
+    // Others are others.
+    for path in ["/caf%C3%A9//main", "/caf%C3%A9%2Fmain", "/caf%C3%A9/./main"] {
+        let other = Client::json(server.address, path).await.event().await;
+        assert_eq!(
+            (&other["room"], &other["last_id"]),
+            (&path.into(), &Value::Null)
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_404_with_a_line_that_helps() {
+    let server = TestServer::quiet(|_| {}).await;
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (path, remedy) in [
+        ("/-", "/-/"),
+        ("/-/anything", "/-/"),
+        ("/%2D/", "/-/"),
+        ("/.well-known/security.txt", "nothing"),
+        (
+            "/socket.io/?EIO=4&transport=polling",
+            "plain WebSocket server",
+        ),
+        (
+            "/socket%2eio/?EIO=4&transport=websocket",
+            "plain WebSocket server",
+        ),
+        ("/health", "/healthz"),
+        ("/healthz/", "/healthz"),
+        ("/metrics", "metrics"),
+        ("/metrics/", "metrics"),
+        ("/favicon.ico", "icon"),
+        ("/robots.txt", "robots"),
+    ] {
+        for (method, more) in [
+            ("GET", ""),
+            ("GET", upgrade),
+            ("GET", "Accept: text/event-stream\r\n"),
+            ("POST", ""),
+        ] {
+            let line = format!("{method} {path}");
+            let (status, body) = ask(&server, &line, more, "").await;
+            assert_eq!(status, 404, "{line}");
+            assert!(
+                body.contains("reserved") && body.contains(remedy),
+                "{line}: {body}"
+            );
+            assert_eq!(body.lines().count(), 1, "{body}");
+        }
+        let (status, _) = ask(&server, &format!("HEAD {path}"), "", "").await;
+        assert_eq!(status, 404);
+    }
+    assert_eq!(server.monitor.rooms(), 0);
+}
