@@ -11,8 +11,8 @@
 //! | 4 | [`hub`]: the rooms by name |
 //! | 3 | [`admission`]: who may come in; [`request`]: what a request says; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages; [`refusal`]: a request that is not granted |
-//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client |
-//! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`] |
+//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client; [`message_log`]: what it says of messages; [`listener`]: every address of a host; [`ops`]: log, signals, descriptors, what is said at start |
+//! | 0 | [`config`], [`disconnect`], [`heartbeat`], [`message`], [`port_owner`]: what has a port already |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
 //! publishes it as one batch; the [`wire`] format encodes it, once; the [`backend`] has the
@@ -33,8 +33,12 @@ pub mod heartbeat;
 pub mod history;
 pub mod http;
 pub mod hub;
+pub mod listener;
 pub mod message;
+pub mod message_log;
+pub mod ops;
 pub mod page;
+pub mod port_owner;
 pub mod queue;
 pub mod refusal;
 pub mod request;

@@ -16,3 +16,4 @@ mod malice;
 mod plain_http;
 mod process;
 mod rooms;
+mod start;
