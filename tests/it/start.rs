@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpListener;
 use tokio::process::Command;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::*;
@@ -56,8 +58,9 @@ async fn a_stderr_that_blocks_does_not_keep_the_process_from_its_end() {
 }
 
 /// The write end of a pipe that takes nothing more, and its read end.
-fn full_pipe() -> (Stdio, tokio::net::unix::pipe::Receiver) {
+async fn full_pipe() -> (Stdio, tokio::net::unix::pipe::Receiver) {
     let (sender, receiver) = tokio::net::unix::pipe::pipe().unwrap();
+    sender.writable().await.unwrap();
     while sender.try_write(&[b'x'; 4096]).is_ok() {}
     (sender.into_blocking_fd().unwrap().into(), receiver)
 }
@@ -74,7 +77,7 @@ async fn no_exit_code_depends_on_who_reads_stderr_or_stdout() {
     ] {
         let full_disk = || File::create("/dev/full").unwrap();
         let without_reader = || tokio::net::unix::pipe::pipe().unwrap().0.into_blocking_fd();
-        let (blocked, _unread) = full_pipe();
+        let (blocked, _unread) = full_pipe().await;
         let streams = [
             (full_disk().into(), full_disk().into()),
             (
@@ -86,7 +89,7 @@ async fn no_exit_code_depends_on_who_reads_stderr_or_stdout() {
         for (stdout, stderr) in streams {
             let mut command = wscast(&arguments);
             command.stdout(stdout).stderr(stderr);
-            let status = tokio::time::timeout(PATIENCE, command.status()).await;
+            let status = timeout(PATIENCE, command.status()).await;
             let status = status.expect("it does not end").unwrap();
             assert_eq!(status.code(), Some(code), "{arguments}");
         }
@@ -337,15 +340,16 @@ async fn address_in(file: &Path) -> SocketAddr {
 #[tokio::test]
 async fn a_terminal_that_goes_drains_the_server() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("log");
+    let (file, id) = (folder.path().join("log"), folder.path().join("id"));
     // It gives the server a terminal of its own, and closes it at its own end.
     let mut terminal = Command::new("script")
         .args([
             "--quiet",
             "--command",
-            &logging_to(&file, "", ""),
+            &logging_to(&file, &format!("echo $$ >{};", id.display()), ""),
             "/dev/null",
         ])
+        .env_clear()
         .env("SHELL", "/bin/sh")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -355,12 +359,23 @@ async fn a_terminal_that_goes_drains_the_server() {
     let address = address_in(&file).await;
     let (mut client, _) = Client::connect(address, "/").await.unwrap();
     client.next().await;
+    let id = fs::read_to_string(&id).unwrap();
     terminal.kill().await.unwrap();
-    client.expect_close(1001).await;
-    eventually("the server has drained", || {
-        fs::read_to_string(&file).unwrap().contains("stopped")
-    })
-    .await;
+    let drained = async {
+        client.expect_close(1001).await;
+        while !fs::read_to_string(&file).unwrap().contains("stopped") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    if timeout(PATIENCE, drained).await.is_err() {
+        // Nothing else ends it.
+        Command::new("kill")
+            .args(["-KILL", id.trim()])
+            .status()
+            .await
+            .unwrap();
+        panic!("the server goes on");
+    }
 }
 
 #[tokio::test]
