@@ -172,6 +172,12 @@ impl Server {
         let address = free.local_addr().unwrap();
         drop(free);
         command.env("PORT", address.port().to_string());
+        // What the environment says is not what is measured.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("WSCAST_") {
+                command.env_remove(name);
+            }
+        }
         command.env("WSCAST_PORT", address.port().to_string());
         let child = command
             .stdout(Stdio::null())

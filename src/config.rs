@@ -1,11 +1,15 @@
 //! Every option, wait, bound and address, with its unit and its default.
 
+mod invocation;
+mod units;
+
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+pub use invocation::Invocation;
+pub use units::{Size, Time};
 
 /// What the server is told at start: the command line, the environment and the defaults in one.
 #[derive(Debug, Clone, PartialEq, Parser)]
@@ -20,24 +24,25 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
                         info); logs go to stderr."
 )]
 pub struct Config {
-    /// echo: a message goes back to its sender; broadcast: to everybody in the room
+    /// echo: a message goes back to its sender alone, and later clients see it in the history;
+    /// broadcast: it goes to everybody in the room
     #[arg(long, env = "WSCAST_MODE", value_enum, hide_possible_values = true, default_value = "echo", help_heading = SERVICE)]
     pub mode: Mode,
     /// Name or address to listen on, every address it resolves to
-    #[arg(long, env = "WSCAST_HOST", default_value = "localhost", help_heading = SERVICE)]
+    #[arg(long, env = "WSCAST_HOST", default_value = "localhost", value_parser = units::host, help_heading = SERVICE)]
     pub host: String,
     /// Port to listen on; 0 takes a free one
-    #[arg(long, env = "WSCAST_PORT", default_value = "8765", help_heading = SERVICE)]
+    #[arg(long, env = "WSCAST_PORT", default_value = "8765", value_parser = units::port, help_heading = SERVICE)]
     pub port: u16,
     /// First message to every client, '' for none [default: by mode]
-    #[arg(long, env = "WSCAST_WELCOME", value_name = "TEXT", help_heading = SERVICE)]
+    #[arg(long, env = "WSCAST_WELCOME", value_name = "TEXT", allow_hyphen_values = true, help_heading = SERVICE)]
     pub welcome: Option<String>,
     /// What stands before each text message, '' for nothing [default: by mode]
-    #[arg(long, env = "WSCAST_PREFIX", value_name = "TEXT", help_heading = SERVICE)]
+    #[arg(long, env = "WSCAST_PREFIX", value_name = "TEXT", allow_hyphen_values = true, help_heading = SERVICE)]
     pub prefix: Option<String>,
 
     /// Messages a room remembers, the oldest go first; 0 keeps none
-    #[arg(long, env = "WSCAST_HISTORY_LIMIT", value_name = "COUNT", default_value = "1000", help_heading = HISTORY)]
+    #[arg(long, env = "WSCAST_HISTORY_LIMIT", value_name = "COUNT", default_value = "1000", value_parser = units::count, help_heading = HISTORY)]
     pub history_limit: usize,
     /// Memory a room's history takes, up to 200 bytes a message besides its text; 0 keeps none
     #[arg(long, env = "WSCAST_HISTORY_BYTES", value_name = "SIZE", default_value = "16MiB", help_heading = HISTORY)]
@@ -69,13 +74,13 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_MESSAGE_SIZE", value_name = "SIZE", default_value = "1MiB", help_heading = LIMITS)]
     pub max_message_size: Size,
     /// Connections at a time; more are answered 503
-    #[arg(long, env = "WSCAST_MAX_CONNECTIONS", value_name = "COUNT", default_value = "10000", help_heading = LIMITS)]
+    #[arg(long, env = "WSCAST_MAX_CONNECTIONS", value_name = "COUNT", default_value = "10000", value_parser = units::count, help_heading = LIMITS)]
     pub max_connections: usize,
     /// Rooms at a time; the one without clients for longest is forgotten first
-    #[arg(long, env = "WSCAST_MAX_ROOMS", value_name = "COUNT", default_value = "1000", help_heading = LIMITS)]
+    #[arg(long, env = "WSCAST_MAX_ROOMS", value_name = "COUNT", default_value = "1000", value_parser = units::count, help_heading = LIMITS)]
     pub max_rooms: usize,
     /// Live messages that wait for a client; beyond, it is served from the history
-    #[arg(long, env = "WSCAST_MAX_QUEUE", value_name = "COUNT", default_value = "1024", help_heading = LIMITS)]
+    #[arg(long, env = "WSCAST_MAX_QUEUE", value_name = "COUNT", default_value = "1024", value_parser = units::count, help_heading = LIMITS)]
     pub max_queue: usize,
     /// The same in bytes
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
@@ -95,6 +100,10 @@ pub struct Config {
     /// How log lines look: text or json
     #[arg(long, env = "WSCAST_LOG_FORMAT", value_enum, hide_possible_values = true, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
     pub log_format: LogFormat,
+    /// Log each message as it comes and as it is broadcast: on or off
+    #[arg(long, env = "WSCAST_LOG_MESSAGES", value_name = "SWITCH", num_args = 0..=1, default_value = "off",
+          default_missing_value = "on", value_parser = units::switch, action = ArgAction::Set, help_heading = LOGS)]
+    pub log_messages: bool,
 }
 
 const SERVICE: &str = "Service";
@@ -132,32 +141,19 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Reads the command line and the environment of this process.
-    ///
-    /// # Errors
-    /// One line that names the option and the remedy; or the text that `--help` or `--version` asked
-    /// for ([`clap::Error::use_stderr`] is false then).
-    pub fn from_args<I, T>(args: I) -> Result<Self, clap::Error>
-    where
-        I: IntoIterator<Item = T>,
-        T: Into<std::ffi::OsString> + Clone,
-    {
-        // Or "-1" would be taken for an option, and the error would not name the right one.
-        let command = Self::command().mut_args(|arg| match arg.get_action().takes_values() {
-            true => arg.allow_negative_numbers(true),
-            false => arg,
-        });
-        let config = Self::from_arg_matches(&command.try_get_matches_from(args)?)?;
-        config
-            .validate()
-            .map_err(|message| Self::command().error(ErrorKind::ValueValidation, message))?;
-        Ok(config)
+    /// The command line of this server, which reads no variable.
+    fn command_without_environment() -> Command {
+        Self::command().mut_args(|arg| {
+            // Or "-1" would be taken for an option, and the error would not name the right one.
+            let negative = arg.get_action().takes_values();
+            arg.env(None::<&str>).allow_negative_numbers(negative)
+        })
     }
 
     /// Checks what one value alone cannot tell.
     ///
     /// # Errors
-    /// One sentence that names the option and the remedy.
+    /// One sentence that begins with the name of the option and has the remedy.
     pub fn validate(&self) -> Result<(), String> {
         for (option, time) in [
             ("--ping-timeout", self.ping_timeout),
@@ -216,11 +212,16 @@ impl Config {
             Mode::Echo => "WebSocket",
             Mode::Broadcast => "Broadcast",
         };
-        let host = match self.host.parse::<std::net::Ipv6Addr>() {
-            Ok(address) => format!("[{address}]"),
-            Err(_) => self.host.clone(),
-        };
+        let host = self.host_in_urls();
         format!("{server} server is listening on ws://{host}:{port}")
+    }
+
+    /// What `--host` says, as a URL has it (RFC 3986, section 3.2.2; RFC 6874, section 2).
+    pub fn host_in_urls(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]", self.host.replace('%', "%25")),
+            false => self.host.clone(),
+        }
     }
 }
 
@@ -233,56 +234,8 @@ const MAX_CONNECTIONS: usize = usize::MAX >> 3;
 impl Default for Config {
     /// The empty command line, whatever the environment says.
     fn default() -> Self {
-        let command = Self::command().mut_args(|arg| arg.env(None::<&str>));
-        Self::from_arg_matches(&command.get_matches_from(["wscast"]))
-            .expect("every option has a default that parses")
-    }
-}
-
-/// A duration as the command line writes it: seconds (`10`, `0.5`) or with a unit (`500ms`, `2m`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Time(Duration);
-
-/// Longer waits are typing errors, and would overflow the clock.
-const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-impl Time {
-    /// The duration.
-    pub fn get(self) -> Duration {
-        self.0
-    }
-
-    /// Whether it is no time at all.
-    pub fn is_zero(self) -> bool {
-        self.0.is_zero()
-    }
-}
-
-impl From<Duration> for Time {
-    fn from(duration: Duration) -> Self {
-        Self(duration)
-    }
-}
-
-impl FromStr for Time {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let unclear = || "write seconds (10, 0.5) or a unit (500ms, 2m)".to_string();
-        let duration = match text.parse::<f64>() {
-            Ok(secs) => Duration::try_from_secs_f64(secs).map_err(|_| unclear())?,
-            Err(_) => humantime::parse_duration(text).map_err(|_| unclear())?,
-        };
-        if duration > MAX_TIME {
-            return Err("write at most a year (365d)".to_string());
-        }
-        Ok(Self(duration))
-    }
-}
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_duration(self.0).fmt(f)
+        let matches = Self::command_without_environment().get_matches_from(["wscast"]);
+        Self::from_arg_matches(&matches).expect("every option has a default that parses")
     }
 }
 
@@ -408,50 +361,15 @@ impl FromStr for OriginPattern {
     }
 }
 
-/// A number of bytes as the command line writes it: plain (`65536`) or with a unit (`64KiB`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(usize);
-
-impl Size {
-    /// The number of bytes.
-    pub fn bytes(self) -> usize {
-        self.0
-    }
-}
-
-impl From<usize> for Size {
-    fn from(bytes: usize) -> Self {
-        Self(bytes)
-    }
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let size: bytesize::ByteSize = text
-            .parse()
-            .map_err(|_| "write bytes (65536) or a unit (64KiB, 1MiB)".to_string())?;
-        usize::try_from(size.as_u64())
-            .ok()
-            .filter(|bytes| *bytes <= isize::MAX as usize)
-            .map(Self)
-            .ok_or_else(|| "write fewer bytes than this machine can address".to_string())
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Config, clap::Error> {
-        Config::from_args(std::iter::once("wscast").chain(line.split_whitespace()))
+        let arguments = std::iter::once("wscast").chain(line.split_whitespace());
+        Invocation::read(arguments, std::iter::empty()).map(|it| it.config)
     }
 
     #[test]
@@ -483,6 +401,7 @@ mod tests {
             max_incoming: Size::from(256 << 20),
             allow_origin: Vec::new(),
             log_format: LogFormat::Text,
+            log_messages: false,
         };
         assert_eq!(config, expected);
     }
@@ -500,50 +419,6 @@ mod tests {
         assert_eq!(broadcast.prefix(), "Broadcast: ");
         let own = parse("--welcome= --prefix=>").unwrap();
         assert_eq!((own.welcome(), own.prefix()), ("", ">"));
-    }
-
-    #[test]
-    fn durations_are_seconds_or_carry_a_unit() {
-        for (text, millis) in [
-            ("10", 10_000),
-            ("0.5", 500),
-            ("500ms", 500),
-            ("2m", 120_000),
-            ("0", 0),
-        ] {
-            assert_eq!(
-                text.parse(),
-                Ok(Time(Duration::from_millis(millis))),
-                "{text}"
-            );
-        }
-        for text in [
-            "",
-            "-1",
-            "NaN",
-            "inf",
-            "1e300",
-            "soon",
-            "10 parsecs",
-            "400d",
-        ] {
-            assert!(text.parse::<Time>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_bytes_or_carry_a_unit() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("65536", 65536),
-            ("64KiB", 65536),
-            ("1MiB", 1 << 20),
-        ] {
-            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
-        }
-        for text in ["", "-1", "many", "1XB", "99999999999999999999"] {
-            assert!(text.parse::<Size>().is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -11,8 +11,8 @@
 //! | 4 | [`hub`]: the rooms by name |
 //! | 3 | [`admission`]: who may come in; [`request`]: what a request says; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages; [`refusal`]: a request that is not granted |
-//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client; [`heartbeat`]: pings and patience |
-//! | 0 | [`config`], [`disconnect`], [`incoming`]: what is not a message yet, [`message`], [`ranking`]: the largest of many; [`room_name`]: one spelling of each |
+//! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client; [`message_log`]: what it says of messages; [`heartbeat`]: pings and patience; [`listener`]: every address of a host; [`ops`]: log, signals, descriptors, what is said at start |
+//! | 0 | [`config`], [`disconnect`], [`incoming`]: what is not a message yet, [`message`], [`port_owner`]: what has a port already; [`ranking`]: the largest of many; [`room_name`]: one spelling of each |
 //!
 //! A message flows like this: a [`session`] takes from its [`socket`] what one read brought, and
 //! publishes it as one batch; the [`wire`] format encodes it, once; the [`backend`] has the
@@ -34,8 +34,12 @@ pub mod history;
 pub mod http;
 pub mod hub;
 pub mod incoming;
+pub mod listener;
 pub mod message;
+pub mod message_log;
+pub mod ops;
 pub mod page;
+pub mod port_owner;
 pub mod queue;
 pub mod ranking;
 pub mod refusal;

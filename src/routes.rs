@@ -17,13 +17,14 @@ use hyper::http::response::Builder;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Span, warn};
 
 use crate::admission::Admission;
 use crate::config::{Config, Mode};
 use crate::hub::{Hub, JoinError, Membership};
 use crate::incoming::{Incoming as AllIncoming, Unfinished};
 use crate::message::Format;
+use crate::message_log;
 use crate::page::{self, Body, NO_SNIFFING, whole};
 use crate::refusal::{Refusal, TEXT};
 use crate::request::{
@@ -279,7 +280,13 @@ impl Routes {
         let mut draft = Draft::default();
         presence.plain().encode(kind, &body, &mut draft);
         let frames = draft.take().expect("it was encoded just now");
+        if self.config.log_messages {
+            message_log::received(&Span::current(), &frames);
+        }
         let batch = presence.publish(frames).map_err(|_| JoinError::Sealed)?;
+        if self.config.log_messages {
+            message_log::broadcasting(&Span::current(), batch.frames());
+        }
         let id = batch.last_id();
         let Some(wait) = wait else {
             let clients = presence.room().clients();

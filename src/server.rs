@@ -2,17 +2,15 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use futures_util::FutureExt;
-#[cfg(target_os = "linux")]
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
@@ -27,24 +25,16 @@ use crate::follower::Follower;
 use crate::http::{Guest, Http};
 use crate::hub::Hub;
 use crate::incoming::Incoming;
+use crate::listener::listen;
 use crate::message::Format;
 use crate::routes::Routes;
 use crate::session::Session;
-
-/// Connections that wait in the kernel to be accepted.
-const BACKLOG: u32 = 4096;
 
 /// How many peers are told at a time that no place is left; beyond that they are only closed.
 const REFUSALS: usize = 256;
 
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-
-/// Bytes that the kernel takes of what waits for a client before it can send them. Without this
-/// bound it takes megabytes, says only once a third of them is gone that it takes more, and hides
-/// from us how far a slow client is.
-#[cfg(target_os = "linux")]
-const UNSENT_MAX: u32 = 64 * 1024;
 
 /// A server that listens.
 #[derive(Debug)]
@@ -309,72 +299,4 @@ fn is_about_one_peer(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
     )
-}
-
-/// Listens on every address of `host`; with port 0, on one port that is free on all of them.
-async fn listen(host: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let remedy = || format!("cannot resolve --host {host}: give a name or address of this machine");
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    for found in lookup_host((host, port)).await.with_context(remedy)? {
-        if !addresses.contains(&found.ip()) {
-            addresses.push(found.ip());
-        }
-    }
-    // A port that is free on one address may be taken on the next.
-    let tries = if port == 0 { 16 } else { 1 };
-    let mut outcome = Err(anyhow!(remedy()));
-    for _ in 0..tries {
-        outcome = listen_on_all(&addresses, port);
-        if outcome.is_ok() {
-            break;
-        }
-    }
-    outcome
-}
-
-fn listen_on_all(addresses: &[IpAddr], mut port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    let mut missing = None;
-    for ip in addresses {
-        let address = SocketAddr::new(*ip, port);
-        match listen_on(address) {
-            Ok(listener) => {
-                port = listener.local_addr()?.port();
-                listeners.push(listener);
-            }
-            // "localhost" may name ::1 on a machine without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                missing = Some(anyhow!(
-                    "cannot listen on {address}: {error}; choose another --host"
-                ));
-            }
-            Err(error) => {
-                return Err(anyhow!(
-                    "cannot listen on {address}: {error}; choose another --port"
-                ));
-            }
-        }
-    }
-    match missing {
-        Some(error) if listeners.is_empty() => Err(error),
-        Some(error) => {
-            warn!("{error}");
-            Ok(listeners)
-        }
-        None => Ok(listeners),
-    }
-}
-
-fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    socket.set_reuseaddr(true)?;
-    // What it accepts inherits these.
-    socket.set_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }

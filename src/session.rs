@@ -1,7 +1,6 @@
 //! A session: one WebSocket from the 101 to the close frame.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tracing::{Level, Span, debug, enabled};
+use tracing::Span;
 
 use crate::config::{Config, Mode};
 use crate::decoder::Received;
@@ -18,7 +17,8 @@ use crate::farewell::Farewell;
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::hub::{Membership, Presence};
 use crate::incoming::Incoming;
-use crate::message::{Frames, Kind, MessageId, Outbox, Piece};
+use crate::message::{Frames, MessageId, Outbox, Piece};
+use crate::message_log;
 use crate::room::Subscription;
 use crate::socket::{Socket, Transport};
 use crate::wire::{self, Draft, Plain};
@@ -221,8 +221,8 @@ impl<S: Transport> Session<S> {
     fn publish(&mut self, frames: Frames) -> usize {
         let span = &self.farewell.span;
         self.farewell.received += frames.payloads().len() as u64;
-        if enabled!(Level::DEBUG) {
-            log_each(span, "Received from client", &frames);
+        if self.config.log_messages {
+            message_log::received(span, &frames);
         }
         // A sealed room takes nothing; what it holds is still to be written before the end.
         let Ok(batch) = self.presence.publish(frames) else {
@@ -237,8 +237,8 @@ impl<S: Transport> Session<S> {
                 let (format, first) = (self.subscription.format(), batch.seqs().start);
                 self.outbox.push(wire::render(batch, format, first));
             }
-            Mode::Broadcast if enabled!(Level::DEBUG) => {
-                log_each(span, "Broadcasting", batch.frames());
+            Mode::Broadcast if self.config.log_messages => {
+                message_log::broadcasting(span, batch.frames());
             }
             Mode::Broadcast => {}
         }
@@ -342,12 +342,6 @@ impl Pulse {
     }
 }
 
-fn log_each(span: &Span, what: &str, frames: &Frames) {
-    for (kind, payload) in frames.payloads() {
-        debug!(parent: span, "{what}: {}", Excerpt(kind, payload));
-    }
-}
-
 /// Where goes what was read: a message, encoded, into the draft; of pongs the last that names a
 /// message of this log is a receipt. Clients send pongs of their own, too.
 fn sort(
@@ -375,26 +369,6 @@ const ROUNDS_PER_TURN: usize = 64;
 /// A list that grew longer than this in a burst is given back, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
-/// The beginning of a message for the log, on one line whatever the client sent.
-struct Excerpt<'a>(Kind, &'a [u8]);
-
-/// How many characters of a text the log shows.
-const EXCERPT: usize = 100;
-
-impl fmt::Display for Excerpt<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(kind, bytes) = self;
-        if *kind == Kind::Binary {
-            return write!(f, "<{} bytes>", bytes.len());
-        }
-        let text = String::from_utf8_lossy(bytes);
-        match text.char_indices().nth(EXCERPT) {
-            Some((end, _)) => write!(f, "{}… ({} bytes)", text[..end].escape_debug(), text.len()),
-            None => write!(f, "{}", text.escape_debug()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -406,6 +380,7 @@ mod tests {
     use crate::backend::Backend;
     use crate::config::Time;
     use crate::hub::Hub;
+    use crate::message::Kind;
     use crate::room::Follow;
     use crate::socket::tests::Stub;
 
@@ -813,17 +788,5 @@ mod tests {
         );
         let size = size_of_val(&session) + size_of_val(&session.run());
         assert!(size <= 2048, "a session has {size} bytes");
-    }
-
-    #[test]
-    fn the_log_shows_the_beginning_of_a_message_on_one_line() {
-        let show = |text: &str| Excerpt(Kind::Text, text.as_bytes()).to_string();
-        assert_eq!(
-            show("two\nlines\u{7}\u{1b}[0m"),
-            r"two\nlines\u{7}\u{1b}[0m"
-        );
-        let long = show(&"é".repeat(101));
-        assert_eq!(long, format!("{}… (202 bytes)", "é".repeat(100)));
-        assert_eq!(Excerpt(Kind::Binary, &[0; 3]).to_string(), "<3 bytes>");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -13,13 +13,6 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::*;
 use crate::process::*;
-
-async fn output(mut command: Command) -> Output {
-    timeout(PATIENCE, command.output())
-        .await
-        .expect("it does not end")
-        .unwrap()
-}
 
 #[tokio::test]
 async fn the_readme_shows_the_help_as_it_is() {
@@ -146,6 +139,11 @@ async fn a_bad_start_is_one_line_that_names_the_option_and_the_remedy() {
             vec!["--host no.such.host.invalid", "address"],
         ),
         ("--host 192.0.2.1".into(), 1, vec!["192.0.2.1", "--host"]),
+        (
+            "--host localhost:8765".into(),
+            2,
+            vec!["--host", "write --host localhost --port 8765"],
+        ),
     ] {
         let output = output(wscast(&arguments)).await;
         assert_eq!(output.status.code(), Some(code), "{arguments}");
@@ -163,9 +161,7 @@ async fn a_bad_start_is_one_line_that_names_the_option_and_the_remedy() {
 
 #[tokio::test]
 async fn the_log_tells_who_came_what_they_said_and_why_they_went() {
-    let mut command = wscast("--host 127.0.0.1 --port 0 --mode broadcast");
-    command.env("RUST_LOG", "debug");
-    let mut process = Process::spawn(command).await;
+    let mut process = Process::start("--mode broadcast --log-messages").await;
     let (mut client, _) = Client::connect(process.address, "/lobby").await.unwrap();
     client.send("hi\n\u{1b}[31m there").await;
     client.close().await;
@@ -339,6 +335,7 @@ async fn a_server_without_descriptors_rests_and_goes_on() {
             "ulimit -n 40; exec {} --host 127.0.0.1 --port 0",
             env!("CARGO_BIN_EXE_wscast")
         ))
+        .env_clear()
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     let mut child = command.spawn().unwrap();

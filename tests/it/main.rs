@@ -20,3 +20,4 @@ mod process;
 mod room_names;
 mod rooms;
 mod slow;
+mod start;

@@ -1,7 +1,7 @@
 //! The real binary, as a process of its own.
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
@@ -41,6 +41,14 @@ fn started_by(starter: &str, arguments: &str) -> Command {
     command
 }
 
+/// What a command that ends by itself says.
+pub(crate) async fn output(mut command: Command) -> Output {
+    timeout(PATIENCE, command.output())
+        .await
+        .expect("it does not end")
+        .unwrap()
+}
+
 /// The running binary.
 pub(crate) struct Process {
     pub(crate) child: Child,
@@ -56,7 +64,7 @@ impl Process {
 
     pub(crate) async fn spawn(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut log = lines_of(&mut child);
         let line = next_line(&mut log, " server is listening on ws://").await;
         let (_, address) = line.split_once("ws://").unwrap();
         let address = address.split('"').next().unwrap();
@@ -107,6 +115,11 @@ impl Process {
             .unwrap()
             * 4096
     }
+}
+
+/// What a process logs.
+pub(crate) fn lines_of(child: &mut Child) -> Lines<BufReader<ChildStderr>> {
+    BufReader::new(child.stderr.take().unwrap()).lines()
 }
 
 /// The next log line that contains `text`.

@@ -1,0 +1,164 @@
+//! Listening on every address of a host.
+
+use std::io;
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, anyhow};
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tracing::warn;
+
+use crate::port_owner;
+
+/// Connections that wait in the kernel to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// Listens on every address of `host`; with port 0, on one port that is free on all of them. An
+/// address that cannot be had is only logged where there is another one.
+///
+/// # Errors
+/// One line that names the option and the remedy.
+pub async fn listen(host: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let addresses = resolve(host, port).await?;
+    // A port that is free on one address may be taken on the next.
+    let tries = if port == 0 { 16 } else { 1 };
+    let mut outcome = listen_on_all(&addresses, listen_on);
+    for _ in 1..tries {
+        if outcome.is_ok() {
+            break;
+        }
+        outcome = listen_on_all(&addresses, listen_on);
+    }
+    outcome
+}
+
+/// The addresses of `host`, with the zones that link-local ones have.
+async fn resolve(host: &str, port: u16) -> anyhow::Result<Vec<SocketAddr>> {
+    let remedy = || format!("cannot resolve --host {host}: give a name or address of this machine");
+    let mut addresses = Vec::new();
+    for found in lookup_host((host, port)).await.with_context(remedy)? {
+        if !addresses.contains(&found) {
+            addresses.push(found);
+        }
+    }
+    match addresses.is_empty() {
+        true => Err(anyhow!(remedy())),
+        false => Ok(addresses),
+    }
+}
+
+fn listen_on_all(
+    addresses: &[SocketAddr],
+    listen_on: impl Fn(SocketAddr) -> io::Result<TcpListener>,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    let mut failures = Vec::new();
+    for address in addresses {
+        let mut address = *address;
+        if let Some(first) = listeners.first() {
+            address.set_port(first.local_addr()?.port());
+        }
+        match listen_on(address) {
+            Ok(listener) => listeners.push(listener),
+            // Clients that try this address first would reach another server.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                return Err(failure(address, &error));
+            }
+            // As "localhost" may name ::1 on a machine without IPv6.
+            Err(error) => failures.push(failure(address, &error)),
+        }
+    }
+    if listeners.is_empty() {
+        return Err(failures
+            .into_iter()
+            .next()
+            .context("there is no address to listen on")?);
+    }
+    for failure in failures {
+        warn!("{failure}");
+    }
+    Ok(listeners)
+}
+
+fn failure(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let owner = port_owner::of(address).map_or_else(String::new, |it| format!(" by {it}"));
+            return anyhow!("cannot listen on {address}: {error}{owner}; choose another --port");
+        }
+        io::ErrorKind::PermissionDenied => "choose a --port of 1024 or more, or another --host",
+        _ => "choose another --host",
+    };
+    anyhow!("cannot listen on {address}: {error}; {remedy}")
+}
+
+/// Bytes that the kernel takes of what waits for a client before it can send them. Without this
+/// bound it takes megabytes, says only once a third of them is gone that it takes more, and hides
+/// from us how far a slow client is.
+#[cfg(target_os = "linux")]
+const UNSENT_MAX: u32 = 64 * 1024;
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    // What it accepts inherits these.
+    socket.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopback() -> [SocketAddr; 2] {
+        ["[::1]:0", "127.0.0.1:0"].map(|it| it.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_address_that_the_kernel_does_not_have_or_forbids_does_not_stop_the_others() {
+        // EAFNOSUPPORT, EACCES, EPERM, EADDRNOTAVAIL as Linux numbers them.
+        for number in [97, 13, 1, 99] {
+            let refusing = |address: SocketAddr| match address.is_ipv6() {
+                true => Err(io::Error::from_raw_os_error(number)),
+                false => listen_on(address),
+            };
+            let listeners = listen_on_all(&loopback(), refusing).unwrap();
+            assert_eq!(listeners.len(), 1);
+            assert!(listeners[0].local_addr().unwrap().is_ipv4());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_does_stop_the_others() {
+        let refusing = |address: SocketAddr| match address.is_ipv6() {
+            true => listen_on(address),
+            false => Err(io::ErrorKind::AddrInUse.into()),
+        };
+        let v4_first: Vec<_> = loopback().into_iter().rev().collect();
+        assert!(listen_on_all(&v4_first, refusing).is_err());
+    }
+
+    #[tokio::test]
+    async fn without_any_address_the_first_fault_is_named_with_its_remedy() {
+        let refuse = |_| Err(io::ErrorKind::PermissionDenied.into());
+        let error = listen_on_all(&loopback(), refuse).unwrap_err().to_string();
+        assert!(
+            error.contains("[::1]") && error.contains("--port of 1024 or more"),
+            "{error}"
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_link_local_address_keeps_its_zone() {
+        let [SocketAddr::V6(address)] = resolve("fe80::1%lo", 80).await.unwrap()[..] else {
+            panic!("no IPv6 address")
+        };
+        assert_eq!((address.scope_id(), address.port()), (1, 80));
+    }
+}

@@ -1,0 +1,146 @@
+//! What a person reads at start: where the page is, who can reach it, what a restart loses.
+
+use std::net::{IpAddr, SocketAddr};
+
+use if_addrs::{Interface, get_if_addrs};
+
+use crate::config::Config;
+
+/// How many addresses of this machine are named.
+const MAX_ADDRESSES: usize = 8;
+
+/// The lines behind the one that says that the server listens on the addresses `bound`.
+pub fn lines(config: &Config, bound: &[SocketAddr]) -> Vec<String> {
+    lines_with(config, bound, own_addresses)
+}
+
+fn lines_with(
+    config: &Config,
+    bound: &[SocketAddr],
+    own: impl FnOnce() -> Vec<IpAddr>,
+) -> Vec<String> {
+    let Some(port) = bound.first().map(SocketAddr::port) else {
+        return Vec::new();
+    };
+    let mut lines = Vec::new();
+    if bound.iter().any(|it| it.ip().is_unspecified()) {
+        lines.push(format!("open http://localhost:{port}/ in a browser"));
+        let takes_ipv6 = bound.iter().any(SocketAddr::is_ipv6);
+        let urls: Vec<String> = own()
+            .into_iter()
+            .filter(|it| it.is_ipv4() || takes_ipv6)
+            .take(MAX_ADDRESSES)
+            .map(|ip| format!("http://{}/", SocketAddr::new(ip, port)))
+            .collect();
+        if !urls.is_empty() {
+            lines.push(format!("from other machines: {}", urls.join(" ")));
+        }
+    } else {
+        let host = config.host_in_urls();
+        lines.push(format!("open http://{host}:{port}/ in a browser"));
+        if bound.iter().all(|it| it.ip().is_loopback()) {
+            lines.push(
+                "reachable from this machine alone: --host 0.0.0.0 lets other machines in, behind a \
+                 proxy add --allow-host NAME"
+                    .to_string(),
+            );
+        }
+    }
+    lines.push(
+        match config.history_limit.min(config.history_bytes.bytes()) {
+            0 => "nothing is remembered: there is no history".to_string(),
+            _ => "the history is kept in memory: a restart loses it".to_string(),
+        },
+    );
+    lines
+}
+
+/// The addresses under which other machines may find this one, IPv4 first.
+fn own_addresses() -> Vec<IpAddr> {
+    let interfaces = get_if_addrs().unwrap_or_default();
+    let mut addresses: Vec<IpAddr> = interfaces
+        .iter()
+        .filter(|it| !it.is_loopback() && !it.is_link_local())
+        .map(Interface::ip)
+        .collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REMEMBERED: &str = "the history is kept in memory: a restart loses it";
+
+    fn lines_for(host: &str, bound: &[&str], own: &[&str]) -> Vec<String> {
+        let config = Config {
+            host: host.into(),
+            ..Config::default()
+        };
+        let bound: Vec<SocketAddr> = bound.iter().map(|it| it.parse().unwrap()).collect();
+        lines_with(&config, &bound, || {
+            own.iter().map(|it| it.parse().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn on_loopback_the_page_is_here_alone() {
+        let lines = lines_for(
+            "localhost",
+            &["127.0.0.1:8765", "[::1]:8765"],
+            &["192.0.2.7"],
+        );
+        assert_eq!(lines[0], "open http://localhost:8765/ in a browser");
+        assert!(
+            lines[1].contains("from this machine alone") && lines[1].contains("--allow-host NAME")
+        );
+        assert_eq!(lines[2..], [REMEMBERED]);
+    }
+
+    #[test]
+    fn everywhere_means_addresses_that_others_can_use() {
+        let own = ["192.0.2.7", "2001:db8::7"];
+        let lines = lines_for("0.0.0.0", &["0.0.0.0:80"], &own);
+        assert_eq!(lines[0], "open http://localhost:80/ in a browser");
+        assert_eq!(lines[1], "from other machines: http://192.0.2.7:80/");
+        let lines = lines_for("::", &["[::]:80"], &own);
+        assert_eq!(
+            lines[1],
+            "from other machines: http://192.0.2.7:80/ http://[2001:db8::7]:80/"
+        );
+        let lines = lines_for("::", &["[::]:80"], &["192.0.2.7"; 100]);
+        assert_eq!(lines[1].matches("http://").count(), MAX_ADDRESSES);
+        assert_eq!(lines_for("::", &["[::]:80"], &[])[1..], [REMEMBERED]);
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_named_as_it_was_given() {
+        let lines = lines_for("2001:db8::7", &["[2001:db8::7]:80"], &[]);
+        assert_eq!(
+            lines,
+            ["open http://[2001:db8::7]:80/ in a browser", REMEMBERED]
+        );
+    }
+
+    #[test]
+    fn no_own_address_is_one_that_others_cannot_use() {
+        for address in own_addresses() {
+            assert!(
+                !address.is_loopback() && !address.is_unspecified(),
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_history_there_is_none_to_lose() {
+        let config = Config {
+            history_limit: 0,
+            ..Config::default()
+        };
+        let lines = lines(&config, &["127.0.0.1:80".parse().unwrap()]);
+        assert!(lines[2].contains("nothing is remembered"), "{lines:?}");
+    }
+}

@@ -1,0 +1,413 @@
+//! Starting and running: a stderr that takes nothing, the environment, signals, what is said at start.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::harness::*;
+use crate::process::*;
+
+/// A line of the log for each of these has about 1 KiB.
+const LONG_IN_THE_LOG: char = '\u{10fff0}';
+
+/// Sends so many messages that are logged.
+async fn chatter(address: SocketAddr, count: usize) {
+    let (client, _) = Client::connect(address, "/").await.unwrap();
+    let (mut sink, mut stream) = client.websocket.split();
+    let message = Message::text(LONG_IN_THE_LOG.to_string().repeat(100));
+    let send = async {
+        for _ in 0..count {
+            sink.feed(message.clone()).await.unwrap();
+        }
+        sink.flush().await.unwrap();
+    };
+    let receive = async {
+        for _ in 0..count {
+            stream.next().await.unwrap().unwrap();
+        }
+    };
+    tokio::join!(send, receive);
+}
+
+#[tokio::test]
+async fn a_log_that_is_not_read_costs_a_bounded_memory_and_tells_what_it_lost() {
+    let mut process = Process::start("--log-messages --welcome= --history-limit 0").await;
+    chatter(process.address, 100).await;
+    let before = process.memory();
+    chatter(process.address, 30_000).await;
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes more for the log");
+    let line = next_line(&mut process.log, "lines of the log were lost").await;
+    assert!(line.contains("stderr is read too slowly"), "{line}");
+}
+
+#[tokio::test]
+async fn a_stderr_that_blocks_does_not_keep_the_process_from_its_end() {
+    let mut process = Process::start("--log-messages --welcome= --history-limit 0").await;
+    chatter(process.address, 1000).await;
+    process.signal("-TERM").await;
+    assert_eq!(process.exit_code().await, Some(0));
+}
+
+/// The write end of a pipe that takes nothing more, and its read end.
+async fn full_pipe() -> (Stdio, tokio::net::unix::pipe::Receiver) {
+    let (sender, receiver) = tokio::net::unix::pipe::pipe().unwrap();
+    sender.writable().await.unwrap();
+    while sender.try_write(&[b'x'; 4096]).is_ok() {}
+    (sender.into_blocking_fd().unwrap().into(), receiver)
+}
+
+#[tokio::test]
+async fn no_exit_code_depends_on_who_reads_stderr_or_stdout() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    for (arguments, code) in [
+        ("--help".to_owned(), 0),
+        ("--version".into(), 0),
+        ("--port http".into(), 2),
+        (format!("--host 127.0.0.1 --port {port}"), 1),
+    ] {
+        let full_disk = || File::create("/dev/full").unwrap();
+        let without_reader = || tokio::net::unix::pipe::pipe().unwrap().0.into_blocking_fd();
+        let (blocked, _unread) = full_pipe().await;
+        let streams = [
+            (full_disk().into(), full_disk().into()),
+            (
+                without_reader().unwrap().into(),
+                without_reader().unwrap().into(),
+            ),
+            (Stdio::null(), blocked),
+        ];
+        for (stdout, stderr) in streams {
+            let mut command = wscast(&arguments);
+            command.stdout(stdout).stderr(stderr);
+            let status = timeout(PATIENCE, command.status()).await;
+            let status = status.expect("it does not end").unwrap();
+            assert_eq!(status.code(), Some(code), "{arguments}");
+        }
+    }
+}
+
+/// The port on which a process listens that cannot say so.
+async fn port_of(id: u32) -> u16 {
+    let mut port = None;
+    eventually("the process listens", || {
+        let files = fs::read_dir(format!("/proc/{id}/fd")).unwrap().flatten();
+        let files: Vec<_> = files
+            .filter_map(|it| fs::read_link(it.path()).ok())
+            .collect();
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        port = table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let socket = format!("socket:[{}]", fields[9]);
+            let ours = fields[3] == "0A" && files.iter().any(|it| it == Path::new(&socket));
+            let port = fields[1].split_once(':').unwrap().1;
+            ours.then(|| u16::from_str_radix(port, 16).unwrap())
+        });
+        port.is_some()
+    })
+    .await;
+    port.unwrap()
+}
+
+#[tokio::test]
+async fn a_server_runs_although_nothing_can_be_written_to_stderr() {
+    for level in ["info", "error"] {
+        let mut command = wscast("--host 127.0.0.1 --port 0");
+        command
+            .env("RUST_LOG", level)
+            .stderr(File::create("/dev/full").unwrap());
+        let mut child = command.spawn().unwrap();
+        let port = port_of(child.id().unwrap()).await;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let (mut client, _) = Client::connect(address, "/").await.unwrap();
+        client.next().await;
+        client.close().await;
+        child.kill().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_filter_that_cannot_be_read_is_told_and_passed_over() {
+    let mut command = wscast("--host 127.0.0.1 --port 0");
+    command.env("RUST_LOG", "wscast=loud");
+    let mut child = command.spawn().unwrap();
+    let mut log = lines_of(&mut child);
+    next_line(&mut log, "RUST_LOG is passed over").await;
+    next_line(&mut log, "listening on").await;
+}
+
+#[tokio::test]
+async fn a_misspelt_variable_is_told() {
+    let mut command = wscast("--host 127.0.0.1 --port 0");
+    command
+        .env("WSCAST_MAX_CONECTIONS", "1")
+        .env("WSCAST_SERVICE_HOST", "10.0.0.1");
+    let mut child = command.spawn().unwrap();
+    let mut log = lines_of(&mut child);
+    let line = next_line(&mut log, "WSCAST_").await;
+    assert!(
+        line.contains("WSCAST_MAX_CONECTIONS sets no option: did you mean WSCAST_MAX_CONNECTIONS?")
+    );
+    let line = next_line(&mut log, "").await;
+    assert!(line.contains("listening on"), "{line}");
+}
+
+#[tokio::test]
+async fn an_error_names_the_variable_when_it_was_the_variable() {
+    for (variable, value, code) in [
+        ("WSCAST_PORT", "http", 2),
+        ("WSCAST_PING_TIMEOUT", "0", 2),
+        ("WSCAST_HOST", "no.such.host.invalid", 1),
+    ] {
+        let mut command = wscast("");
+        command.env(variable, value);
+        let output = output(command).await;
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            line.starts_with("error: ") && line.contains(variable),
+            "{line}"
+        );
+        assert!(!line.contains("--host") && !line.contains("--p"), "{line}");
+        assert_eq!(output.status.code(), Some(code), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_told_with_the_process_that_has_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let output = output(wscast(&format!("--host 127.0.0.1 --port {port}"))).await;
+    let line = String::from_utf8(output.stderr).unwrap();
+    let owner = format!("by process {} (", std::process::id());
+    assert!(
+        line.contains(&owner) && line.contains("choose another --port"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_zone_belongs_to_the_address() {
+    let output = output(wscast("--host fe80::1%lo --port 0")).await;
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(line.contains("cannot listen on [fe80::1%1]:0"), "{line}");
+    assert!(!line.contains("Invalid argument"), "{line}");
+}
+
+#[tokio::test]
+async fn behind_the_listening_line_stand_the_page_and_what_a_restart_loses() {
+    let mut process = Process::spawn(wscast("--port 0")).await;
+    let port = process.address.port();
+    let line = next_line(&mut process.log, "").await;
+    assert!(
+        line.ends_with(&format!(" open http://localhost:{port}/ in a browser")),
+        "{line}"
+    );
+    let line = next_line(&mut process.log, "").await;
+    assert!(
+        line.contains("from this machine alone") && line.contains("--allow-host NAME"),
+        "{line}"
+    );
+    let line = next_line(&mut process.log, "").await;
+    assert!(line.contains("a restart loses it"), "{line}");
+    let mut browser = RawClient::connect(process.address).await;
+    let page = format!("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n");
+    let page = browser.request(&page).await;
+    assert!(
+        page.starts_with("HTTP/1.1 200 ") && page.contains("<html"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn messages_are_logged_when_that_is_asked_for_and_only_then() {
+    let post =
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nhey";
+    for (switch, level, logged) in [
+        ("--log-messages", "info", true),
+        ("--log-messages off", "debug", false),
+    ] {
+        let mut command = wscast(&format!(
+            "--host 127.0.0.1 --port 0 --mode broadcast {switch}"
+        ));
+        command.env("RUST_LOG", level);
+        let mut process = Process::spawn(command).await;
+        let (mut client, _) = Client::connect(process.address, "/").await.unwrap();
+        client.next().await;
+        client.send("hi").await;
+        client.expect("Broadcast: hi").await;
+        let answer = RawClient::connect(process.address)
+            .await
+            .request(post)
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+        client.close().await;
+        let mut seen = Vec::new();
+        loop {
+            let line = next_line(&mut process.log, "").await;
+            if line.contains("client left") {
+                break;
+            }
+            seen.push(line);
+        }
+        for what in [
+            "Received from client: hi",
+            "Broadcasting: hi",
+            "Received from client: hey",
+            "Broadcasting: hey",
+        ] {
+            let found = seen.iter().any(|it| it.ends_with(what));
+            assert_eq!(found, logged, "{what}: {seen:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn signals_that_mean_nothing_end_nothing() {
+    let mut process = Process::start("").await;
+    let (mut client, _) = Client::connect(process.address, "/").await.unwrap();
+    client.next().await;
+    for name in ["-USR1", "-USR2", "-XFSZ", "-HUP", "-HUP"] {
+        process.signal(name).await;
+        if name == "-HUP" {
+            next_line(&mut process.log, "SIGHUP: there is nothing to reload").await;
+        }
+        client.send("still here").await;
+        client.expect("Server echo: still here").await;
+    }
+    process.signal("-TERM").await;
+    client.expect_close(1001).await;
+    assert_eq!(process.exit_code().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_hangup_that_is_ignored_at_start_stays_ignored() {
+    let mut command = Command::new("sh");
+    let script = format!(
+        "trap '' HUP; exec {} --host 127.0.0.1 --port 0",
+        env!("CARGO_BIN_EXE_wscast")
+    );
+    command
+        .args(["-c", &script])
+        .env_clear()
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut process = Process::spawn(command).await;
+    process.signal("-HUP").await;
+    process.signal("-TERM").await;
+    loop {
+        let line = next_line(&mut process.log, "").await;
+        assert!(!line.contains("SIGHUP"), "{line}");
+        if line.contains("stopped") {
+            break;
+        }
+    }
+    assert_eq!(process.exit_code().await, Some(0));
+}
+
+/// Runs the binary in a shell, its log in `file`; returns the command.
+fn logging_to(file: &Path, before: &str, arguments: &str) -> String {
+    let binary = env!("CARGO_BIN_EXE_wscast");
+    format!(
+        "{before} exec {binary} --host 127.0.0.1 --port 0 {arguments} 2>{}",
+        file.display()
+    )
+}
+
+/// The address of a server that logs to `file`.
+async fn address_in(file: &Path) -> SocketAddr {
+    let mut address = None;
+    eventually("the server listens", || {
+        let log = fs::read_to_string(file).unwrap_or_default();
+        let line = log
+            .lines()
+            .find_map(|it| it.split_once("listening on ws://"));
+        address = line.and_then(|(_, it)| it.parse().ok());
+        address.is_some()
+    })
+    .await;
+    address.unwrap()
+}
+
+#[tokio::test]
+async fn a_terminal_that_goes_drains_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, id) = (folder.path().join("log"), folder.path().join("id"));
+    // It gives the server a terminal of its own, and closes it at its own end.
+    let mut terminal = Command::new("script")
+        .args([
+            "--quiet",
+            "--command",
+            &logging_to(&file, &format!("echo $$ >{};", id.display()), ""),
+            "/dev/null",
+        ])
+        .env_clear()
+        .env("SHELL", "/bin/sh")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let address = address_in(&file).await;
+    let (mut client, _) = Client::connect(address, "/").await.unwrap();
+    client.next().await;
+    let id = fs::read_to_string(&id).unwrap();
+    terminal.kill().await.unwrap();
+    let drained = async {
+        client.expect_close(1001).await;
+        while !fs::read_to_string(&file).unwrap().contains("stopped") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    if timeout(PATIENCE, drained).await.is_err() {
+        // Nothing else ends it.
+        Command::new("kill")
+            .args(["-KILL", id.trim()])
+            .status()
+            .await
+            .unwrap();
+        panic!("the server goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_log_file_at_its_limit_does_not_end_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("log");
+    let mut server = Command::new("sh")
+        .args([
+            "-c",
+            &logging_to(&file, "ulimit -f 8;", "--log-messages --welcome="),
+        ])
+        .env_clear()
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let address = address_in(&file).await;
+    let limit = 8 * 512;
+    for _ in 0..2 {
+        chatter(address, 50).await;
+        eventually("the file is full", || {
+            fs::metadata(&file).unwrap().len() == limit
+        })
+        .await;
+    }
+    let id = server.id().unwrap().to_string();
+    assert!(
+        Command::new("kill")
+            .arg(&id)
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
+    assert_eq!(server.wait().await.unwrap().code(), Some(0));
+}
