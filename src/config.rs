@@ -7,6 +7,10 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use origin::{Host, HostPattern, List, Origin, OriginPattern};
+
+mod origin;
+
 /// What the server is told at start: the command line, the environment and the defaults in one.
 #[derive(Debug, Clone, PartialEq, Parser)]
 #[command(
@@ -81,11 +85,17 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
     pub max_queue_bytes: Size,
 
-    /// Web pages that may come in, in the place of the default rule where there is any
-    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = LIMITS,
-          help = "Web pages that may come in: https://example.com, https://*.example.com or '*', \
-                  repeatable [default: of the same host or this machine]")]
-    pub allow_origin: Vec<OriginPattern>,
+    /// Names of the server beside those of this machine, as its `Host` may say them
+    #[arg(long, env = "WSCAST_ALLOW_HOST", value_name = "HOST", help_heading = ACCESS,
+          help = "Names that web pages may call the server by: example.com, *.example.com or '*', \
+                  repeatable [default: off loopback any, else those of this machine]")]
+    pub allow_host: Vec<List<HostPattern>>,
+    /// Web pages that may come in beside the server's own, in the place of those of this machine
+    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", help_heading = ACCESS,
+          help = "Web pages that may come in beside its own: https://example.com, \
+                  https://*.example.com, http://localhost:*, null, file:// or '*', repeatable \
+                  [default: those of this machine, on this machine]")]
+    pub allow_origin: Vec<List<OriginPattern>>,
 
     /// How log lines look: text or json
     #[arg(long, env = "WSCAST_LOG_FORMAT", value_enum, hide_possible_values = true, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
@@ -96,6 +106,7 @@ const SERVICE: &str = "Service";
 const HISTORY: &str = "History";
 const TIMES: &str = "Times";
 const LIMITS: &str = "Limits";
+const ACCESS: &str = "Access";
 const LOGS: &str = "Logs";
 
 /// What happens to a message that a client sent.
@@ -278,128 +289,6 @@ impl fmt::Display for Time {
     }
 }
 
-/// Where a web page comes from, as the `Origin` header says it (RFC 6454, section 6.2).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    scheme: String,
-    /// In lower case; an IPv6 address in brackets.
-    host: String,
-    port: u16,
-}
-
-impl FromStr for Origin {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (scheme, authority) = text.split_once("://").ok_or(())?;
-        let scheme = scheme.to_ascii_lowercase();
-        let default = match scheme.as_str() {
-            "http" => 80,
-            "https" => 443,
-            _ => return Err(()),
-        };
-        let (host, port) = split_port(authority).ok_or(())?;
-        Ok(Self {
-            scheme,
-            host,
-            port: port.unwrap_or(default),
-        })
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.host)?;
-        match (self.scheme.as_str(), self.port) {
-            ("http", 80) | ("https", 443) => Ok(()),
-            (_, port) => write!(f, ":{port}"),
-        }
-    }
-}
-
-impl Origin {
-    /// Whether it is this machine, whichever the port.
-    pub fn is_loopback(&self) -> bool {
-        let address = self.host.trim_start_matches('[').trim_end_matches(']');
-        self.host == "localhost"
-            || self.host.ends_with(".localhost")
-            || address
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|it| it.is_loopback())
-    }
-
-    /// Whether a request with this `Host` went to where the page came from. The scheme is left out of
-    /// it, as it may be another one before a proxy.
-    pub fn is_at(&self, host: &str) -> bool {
-        let default = if self.scheme == "https" { 443 } else { 80 };
-        split_port(host)
-            .is_some_and(|(host, port)| host == self.host && port.unwrap_or(default) == self.port)
-    }
-}
-
-/// Host, in lower case, and port of what stands behind the scheme.
-fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
-        _ => (authority, None),
-    };
-    let is_name = |it: char| it.is_ascii_alphanumeric() || "-._*[]:".contains(it);
-    let named = !host.is_empty() && host.chars().all(is_name);
-    named.then(|| (host.to_ascii_lowercase(), port))
-}
-
-/// Origins that may come in, as `--allow-origin` writes them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OriginPattern {
-    /// `*`
-    Any,
-    /// `null`: a page without an origin, as one that was opened from a file.
-    Null,
-    /// `https://example.com`, or with a `*.` before its host all hosts below it.
-    Of(Origin),
-}
-
-impl OriginPattern {
-    /// Whether an `Origin` header with this value is meant.
-    pub fn matches(&self, origin: &str) -> bool {
-        let pattern = match self {
-            Self::Any => return true,
-            Self::Null => return origin == "null",
-            Self::Of(pattern) => pattern,
-        };
-        let Ok(origin) = origin.parse::<Origin>() else {
-            return false;
-        };
-        let host_matches = match pattern.host.strip_prefix('*') {
-            // With the dot that stands behind the star.
-            Some(suffix) => origin.host.ends_with(suffix) && origin.host.len() > suffix.len(),
-            None => origin.host == pattern.host,
-        };
-        host_matches && origin.scheme == pattern.scheme && origin.port == pattern.port
-    }
-}
-
-impl FromStr for OriginPattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let unclear =
-            || "write https://example.com, https://*.example.com, null or '*'".to_string();
-        match text {
-            "*" => Ok(Self::Any),
-            "null" => Ok(Self::Null),
-            text => {
-                let origin: Origin = text.parse().map_err(|()| unclear())?;
-                let name = origin.host.strip_prefix("*.").unwrap_or(&origin.host);
-                match name.contains('*') || name.is_empty() {
-                    true => Err(unclear()),
-                    false => Ok(Self::Of(origin)),
-                }
-            }
-        }
-    }
-}
-
 /// A number of bytes as the command line writes it: plain (`65536`) or with a unit (`64KiB`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(usize);
@@ -472,6 +361,7 @@ mod tests {
             max_rooms: 1000,
             max_queue: 1024,
             max_queue_bytes: Size::from(4 << 20),
+            allow_host: Vec::new(),
             allow_origin: Vec::new(),
             log_format: LogFormat::Text,
         };
@@ -548,6 +438,8 @@ mod tests {
             ("--allow-origin https://*", "--allow-origin"),
             ("--allow-origin https://a.*.com", "--allow-origin"),
             ("--allow-origin https://example.com/", "--allow-origin"),
+            ("--allow-host https://example.com", "--allow-host"),
+            ("--allow-host example.com:443", "--allow-host"),
             ("--write-timeout 0", "--write-timeout"),
             ("--max-message-size 0", "--max-message-size"),
             ("--max-connections 0", "--max-connections"),

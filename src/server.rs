@@ -1,5 +1,7 @@
 //! The server: binding, accepting, draining.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +14,7 @@ use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::select;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,7 @@ use tracing::{error, info, info_span, warn};
 use crate::admission::Admission;
 use crate::backend::Backend;
 use crate::config::Config;
+use crate::excerpt::excerpt;
 use crate::follower::Follower;
 use crate::http::{Guest, Http};
 use crate::hub::Hub;
@@ -31,8 +34,9 @@ use crate::session::Session;
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;
 
-/// How many peers are told at a time that no place is left; beyond that they are only closed.
-const REFUSALS: usize = 256;
+/// How many connections at a time are there without a place, to be told so or to ask whether the
+/// server is up; beyond, the oldest gives way.
+const WITHOUT_PLACE: usize = 256;
 
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -42,7 +46,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 pub struct Server {
     listeners: Vec<TcpListener>,
     places: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
+    /// The connections without a place, the oldest first; each gives way when its sender is gone.
+    without_place: VecDeque<oneshot::Sender<Infallible>>,
     config: Arc<Config>,
     hub: Arc<Hub>,
     http: Http,
@@ -62,12 +67,12 @@ impl Server {
         let only_local = addresses.all(|it| it.ip().is_loopback());
         let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
         let draining = CancellationToken::new();
-        let admission = Admission::new(config.allow_origin.clone(), only_local);
+        let admission = Admission::new(&config, only_local);
         let routes = Routes::new(config.clone(), hub.clone(), admission, draining.clone());
         Ok(Self {
             listeners,
             places: Arc::new(Semaphore::new(config.max_connections)),
-            refusals: Arc::new(Semaphore::new(REFUSALS)),
+            without_place: VecDeque::new(),
             http: Http::new(
                 Arc::new(routes),
                 config.open_timeout.get(),
@@ -137,19 +142,30 @@ impl Server {
     }
 
     /// Starts to serve a connection, as a task of `connections`.
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
-        let (permit, has_place) = match self.places.clone().try_acquire_owned() {
-            Ok(permit) => (permit, true),
-            Err(_) => match self.refusals.clone().try_acquire_owned() {
-                Ok(permit) => (permit, false),
-                Err(_) => return,
-            },
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+        let http = self.http.clone();
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let no_place = self.no_place();
+            connections.spawn(async move {
+                http.serve(stream, peer, Some(no_place)).await;
+            });
+            return;
         };
-        if !has_place {
-            warn!(%peer, "refused: --max-connections is reached");
+        connections.spawn(serve(stream, peer, place, http, self.config.clone()));
+    }
+
+    /// Ends when one more connection without a place has to give way to the next.
+    fn no_place(&mut self) -> oneshot::Receiver<Infallible> {
+        let waiting = &mut self.without_place;
+        if waiting.len() >= WITHOUT_PLACE {
+            waiting.retain(|it| !it.is_closed());
         }
-        let (http, config) = (self.http.clone(), self.config.clone());
-        connections.spawn(serve(stream, peer, has_place, permit, http, config));
+        if waiting.len() >= WITHOUT_PLACE {
+            waiting.pop_front();
+        }
+        let (sender, gives_way) = oneshot::channel();
+        waiting.push_back(sender);
+        gives_way
     }
 
     async fn drain(mut self, mut connections: JoinSet<()>) {
@@ -199,19 +215,18 @@ impl Monitor {
     }
 }
 
-/// One connection from its first byte to its last; `permit` is its place.
+/// One connection that has a `place`, from its first byte to its last.
 ///
 /// Its future is what a client costs through its life. The exchange has a box of its own, and what
 /// the exchange leaves behind is a session and nothing else.
 fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    has_place: bool,
-    permit: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
     http: Http,
     config: Arc<Config>,
 ) -> impl Future<Output = ()> {
-    let exchange = Box::pin(http.serve(stream, has_place));
+    let exchange = Box::pin(http.serve(stream, peer, None));
     async move {
         let mut client = match exchange.await {
             Some(guest) => Client::new(guest, peer, config),
@@ -223,7 +238,7 @@ fn serve(
         }
         // Its place is free when all else that it had is given back.
         drop(client);
-        drop(permit);
+        drop(place);
     }
 }
 
@@ -239,7 +254,7 @@ enum Client {
 
 impl Client {
     fn new(guest: Guest<TcpStream>, peer: SocketAddr, config: Arc<Config>) -> Self {
-        let span = info_span!("client", %peer, room = guest.room);
+        let span = info_span!("client", %peer, room = &*excerpt(guest.room.as_bytes()));
         let (stream, membership) = (guest.stream, guest.membership);
         if membership.subscription.format() == Format::EventStream {
             let follower = Follower::new(stream, guest.head, membership, config, span);

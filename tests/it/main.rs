@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod admission;
 mod browser;
 mod chromium;
 mod cli;
@@ -15,4 +16,5 @@ mod load;
 mod malice;
 mod plain_http;
 mod process;
+mod requests;
 mod rooms;
