@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn a_refusal_is_short_however_long_the_words_of_the_peer_are() {
         let long = "ä\u{202e}".repeat(4000);
-        let page = format!("http://{}", "x".repeat(15_000));
+        let page = format!("http://{}", "y".repeat(15_000));
         let host = "x".repeat(15_000).parse().unwrap();
         for origin in [&long, &page] {
             for only_local in [true, false] {

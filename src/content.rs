@@ -98,18 +98,12 @@ fn check_codings(headers: &HeaderMap) -> Result<(), Refusal> {
         .is_none_or(|it| it.as_bytes().eq_ignore_ascii_case(b"chunked"));
     match (is_chunked, codings.next()) {
         (true, None) => Ok(()),
-        _ => Err(unknown_transfer_coding()),
+        _ => Err(Refusal::transfer_coding()),
     }
 }
 
 fn unsupported(reason: &'static str) -> Refusal {
     Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason)
-}
-
-/// 501: a transfer coding that is not understood (RFC 9112, section 6.1).
-pub fn unknown_transfer_coding() -> Refusal {
-    let reason = "of the transfer codings only chunked is understood";
-    Refusal::new(StatusCode::NOT_IMPLEMENTED, reason)
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ const SHOWN: usize = 100;
 /// The beginning of what a peer says, for a log line or an answer, which has to escape it (`{:?}`).
 /// It costs the same however long the text is.
 pub fn excerpt(said: &[u8]) -> Cow<'_, str> {
-    // So many bytes are at least as many characters as are shown, valid or not.
-    let beginning = String::from_utf8_lossy(&said[..said.len().min(4 * SHOWN)]);
+    // So many bytes are at least one character more than is shown, valid or not.
+    let beginning = String::from_utf8_lossy(&said[..said.len().min(4 * (SHOWN + 1))]);
     match beginning.char_indices().nth(SHOWN) {
         None => beginning,
         Some((end, _)) => format!("{}… ({} bytes)", &beginning[..end], said.len()).into(),

@@ -26,8 +26,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::content::unknown_transfer_coding;
 use crate::excerpt::excerpt;
+use crate::head::{HEAD_MAX, explain};
 use crate::hub::Membership;
 use crate::message::Format;
 use crate::page::Body;
@@ -35,9 +35,6 @@ use crate::refusal::Refusal;
 use crate::refusal_log::RefusalLog;
 use crate::routes::{Answer, Join, Routes};
 use crate::socket::linger;
-
-/// Bytes that the head of a request may have; hyper answers 431 beyond.
-const HEAD_MAX: usize = 16 * 1024;
 
 /// What every HTTP exchange of a server needs to know.
 #[derive(Debug, Clone)]
@@ -202,50 +199,6 @@ fn draining() -> Refusal {
 
 fn timed_out() -> Refusal {
     Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
-}
-
-/// What is wrong with the head of a request that hyper does not take, and does not explain.
-fn explain(head: &[u8], is_too_large: bool) -> Refusal {
-    let lines = head.split(|it| *it == b'\n').map(<[u8]>::trim_ascii);
-    let fields = lines.skip(1).take_while(|line| !line.is_empty());
-    let fields = fields.filter_map(|line| str::from_utf8(line).ok()?.split_once(':'));
-    let values = |name: &'static str| {
-        let named = fields
-            .clone()
-            .filter(move |(field, _)| field.eq_ignore_ascii_case(name));
-        named.map(|(_, value)| value.trim())
-    };
-    let is_number = |it: &str| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit());
-    // hyper keeps the largest numbers for itself.
-    let is_huge = |it: &str| is_number(it) && it.parse().map_or(true, |it: u64| it > u64::MAX - 2);
-    let mut lengths = values("content-length");
-    if lengths.clone().any(is_huge) {
-        let reason = "no message is as large as Content-Length says: see --max-message-size";
-        return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason);
-    }
-    if is_too_large && !head.contains(&b'\n') {
-        return Refusal::new(StatusCode::URI_TOO_LONG, "the address is too long");
-    }
-    if is_too_large {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return Refusal::new(
-            status,
-            "the head of a request has at most 16 KiB and 100 fields",
-        );
-    }
-    let codings = values("transfer-encoding").flat_map(|it| it.split(','));
-    if codings
-        .last()
-        .is_some_and(|it| !it.trim().eq_ignore_ascii_case("chunked"))
-    {
-        return unknown_transfer_coding();
-    }
-    if let Some(first) = lengths.next()
-        && (!is_number(first) || lengths.any(|it| it != first))
-    {
-        return Refusal::bad("Content-Length is not one number");
-    }
-    Refusal::bad("this is no HTTP/1.1 request")
 }
 
 /// An answer as it goes to a socket that hyper has not written to.

@@ -9,7 +9,7 @@
 //! | 6 | [`http`]: one exchange; [`session`]: one WebSocket from the 101 to the close frame; [`follower`]: one stream of Server-Sent Events |
 //! | 5 | [`routes`]: what a request is answered |
 //! | 4 | [`hub`]: the rooms by name |
-//! | 3 | [`admission`]: who may come in; [`content`]: what a body is; [`refusal_log`]: what the log says of refusals; [`request`]: what a request says; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
+//! | 3 | [`admission`]: who may come in; [`content`]: what a body is; [`head`]: what is wrong with a request; [`refusal_log`]: what the log says of refusals; [`request`]: what a request says; [`backend`]: where logs live; [`socket`]: reads and writes of the kernel |
 //! | 2 | [`room`]: one log, joining, catching up, fan-out; [`decoder`]: from bytes to messages; [`refusal`]: a request that is not granted |
 //! | 1 | [`history`]: the tail of a log; [`queue`]: what waits for one client; [`wire`]: formats; [`door`]: which bytes go past tungstenite; [`page`]: the client page; [`farewell`]: what the log says of a client |
 //! | 0 | [`config`], [`disconnect`], [`excerpt`]: what is shown of a peer's words; [`heartbeat`], [`message`] |
@@ -31,6 +31,7 @@ pub mod door;
 pub mod excerpt;
 pub mod farewell;
 pub mod follower;
+pub mod head;
 pub mod heartbeat;
 pub mod history;
 pub mod http;

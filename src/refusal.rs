@@ -31,6 +31,12 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, reason)
     }
 
+    /// 501: a transfer coding that is not understood (RFC 9112, section 6.1).
+    pub fn transfer_coding() -> Self {
+        let reason = "of the transfer codings only chunked is understood";
+        Self::new(StatusCode::NOT_IMPLEMENTED, reason)
+    }
+
     /// 503: try again in a second.
     pub fn unavailable(reason: &'static str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")

@@ -271,8 +271,6 @@ async fn an_empty_since_is_none_and_what_is_no_id_is_of_another_log() {
         .await
         .expect("Broadcast: kept")
         .await;
-    let mut client = Client::json(server.address, "/?since=1-1").await;
-    assert_eq!(client.event().await["type"], "message");
     let (code, head, body) = ask(&server, "GET /?history", "Last-Event-ID: x\r\n", b"").await;
     assert_eq!(code, 200, "{body}");
     assert!(head.contains("wscast-resumed: false\r\n"), "{head}");
