@@ -85,14 +85,14 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
     pub max_queue_bytes: Size,
 
-    /// Names of the server beside those of this machine, as its `Host` may say them
+    /// Host names to answer to, besides those of this machine and `--host`
     #[arg(long, env = "WSCAST_ALLOW_HOST", value_name = "HOST", help_heading = ACCESS,
-          help = "Names that web pages may call the server by: example.com, *.example.com or '*', \
-                  repeatable [default: off loopback any, else those of this machine]")]
+          help = "Host names to answer to, besides those of this machine and --host: example.com, \
+                  *.example.com or '*', repeatable [default: on loopback none, elsewhere any]")]
     pub allow_host: Vec<List<HostPattern>>,
-    /// Web pages that may come in beside the server's own, in the place of those of this machine
+    /// Web pages that may come in besides the server's own, in the place of those of this machine
     #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", help_heading = ACCESS,
-          help = "Web pages that may come in beside its own: https://example.com, \
+          help = "Web pages that may come in, besides the server's own: https://example.com, \
                   https://*.example.com, http://localhost:*, null, file:// or '*', repeatable \
                   [default: those of this machine, on this machine]")]
     pub allow_origin: Vec<List<OriginPattern>>,
