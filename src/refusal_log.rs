@@ -77,5 +77,5 @@ fn tell_rest(status: StatusCode, count: u64) {
 
 /// Whether an option or a larger machine may be what is missing; else it is the peer's fault.
 fn is_for_the_operator(status: StatusCode) -> bool {
-    status == StatusCode::FORBIDDEN || status.is_server_error()
+    status == StatusCode::FORBIDDEN || status == StatusCode::SERVICE_UNAVAILABLE
 }
