@@ -80,7 +80,7 @@ impl Http {
 
     /// Serves one request of `peer`, which has to be there within `--open-timeout`; returns the
     /// connection if it is that of a guest now, and closes it otherwise. Where the server has no place
-    /// left, nobody is let in, and the connection gives way to the next once `no_place` ends.
+    /// left, no client is let in, and the connection gives way to the next once `no_place` ends.
     pub async fn serve<S>(
         self,
         stream: S,

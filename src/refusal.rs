@@ -81,7 +81,7 @@ impl Refusal {
             .status(self.status)
             .header(header::CONTENT_TYPE, TEXT)
             .header(header::CONTENT_LENGTH, line.len())
-            // Some kinds of refusals may be kept by caches that are not told so.
+            // Without it, caches may keep some kinds of refusals.
             .header(header::CACHE_CONTROL, "no-store")
             .header(NO_SNIFFING.0, NO_SNIFFING.1)
             .header(header::CONNECTION, "close");

@@ -61,7 +61,7 @@ pub struct Join {
     pub room: String,
     /// Its place in the room.
     pub membership: Membership,
-    /// An excerpt of the subprotocols that it offers and nobody here knows, if it does.
+    /// An excerpt of the subprotocols that it offers and that are unknown, if there are any.
     pub unknown_protocols: Option<String>,
 }
 
@@ -82,7 +82,7 @@ impl Routes {
     }
 
     /// Answers `request`; calls `answering` once all of it is there, with the time that the answer
-    /// may take. Where there is no `place` left, nobody is let in.
+    /// may take. Where there is no `place` left, no client is let in.
     ///
     /// # Errors
     /// A [`Refusal`], which is the answer then.
@@ -100,7 +100,7 @@ impl Routes {
             return Err(Refusal::unavailable("no place left, try again later"));
         }
         let host = host_of(&request)?;
-        // The page is for everybody: it is what it does then that is looked at.
+        // The page has no rules: it is checked what it asks for then.
         let is_page = match *request.method() {
             Method::GET => wants(&request) == Want::Page,
             Method::HEAD => matches!(wants(&request), Want::Page | Want::WebSocket),
@@ -273,7 +273,7 @@ impl Routes {
     ) -> Result<Published, Refusal> {
         let (head, body) = request.into_parts();
         let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
-        // Before the client is told to go on, if it waits for that.
+        // Before a client that waits for `100 Continue` gets it.
         let content = Content::of(&head.headers)?;
         let body = self.read(body).await?;
         answering(wait.unwrap_or_default());
@@ -348,7 +348,7 @@ impl Routes {
     }
 }
 
-/// An excerpt of the subprotocols that a client offers and nobody here knows, if there are any.
+/// An excerpt of the subprotocols that a client offers and that are unknown, if there are any.
 fn unknown_protocols_of(headers: &HeaderMap) -> Option<String> {
     let offered = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL);
     let unknown: Vec<_> = offered.filter(|it| *it != JSON_PROTOCOL).collect();

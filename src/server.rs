@@ -34,8 +34,8 @@ use crate::session::Session;
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;
 
-/// How many connections at a time are there without a place, to be told so or to ask whether the
-/// server is up; beyond, the oldest gives way.
+/// Connections that exist at a time without a place, to be refused or to ask for the health of the
+/// server; beyond, the oldest gives way.
 const WITHOUT_PLACE: usize = 256;
 
 /// How long accepting rests when the machine has run out of descriptors or memory.

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_is_told_from_what_is_none() {
+    fn what_is_no_pattern_is_refused() {
         for text in [
             "https://example.com",
             "https://*.example.com:8443",
