@@ -446,3 +446,26 @@ impl From<JoinError> for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    #[test]
+    fn a_server_that_drains_is_alive_and_takes_no_clients() {
+        let config = Arc::new(Config::default());
+        let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
+        let admission = Admission::new(&config, true);
+        let draining = CancellationToken::new();
+        let routes = Routes::new(config, hub, admission, draining.clone());
+        let status = |path| match routes.health(&Method::GET, path) {
+            Ok(response) => response.unwrap().status().as_u16(),
+            Err(refusal) => refusal.status().as_u16(),
+        };
+        let paths = ["/livez", "/healthz", "/readyz"];
+        assert_eq!(paths.map(status), [200, 200, 200]);
+        draining.cancel();
+        assert_eq!(paths.map(status), [200, 503, 503]);
+    }
+}
