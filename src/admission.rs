@@ -1,34 +1,64 @@
-//! Who may come in: which web pages, by their origin.
+//! Who may come in: by which name the server is asked for, and which web pages ask.
 
 use hyper::header::{self, HeaderMap, HeaderValue};
 
-use crate::config::{Origin, OriginPattern};
+use crate::config::{Config, Host, HostPattern, Origin, OriginPattern};
+use crate::excerpt::excerpt;
 
-/// The rule for requests that a web page makes a browser send. Who is not a browser sends no
-/// `Origin`, and is let in.
+/// The rule for requests that a web page makes a browser send. It keeps out other sites' pages in
+/// honest browsers; a program says what it likes.
 #[derive(Debug)]
 pub struct Admission {
-    /// Replaces the default rule, where there is any.
-    allowed: Vec<OriginPattern>,
-    /// Whether the server listens on addresses of this machine alone.
-    only_local: bool,
+    /// The names of the server beside those of this machine, where not every name will do.
+    hosts: Option<Vec<HostPattern>>,
+    /// Pages that may come in beside the server's own. Without any, those of this machine may.
+    origins: Vec<OriginPattern>,
 }
 
-/// The origin of a page that may not come in, the host that it asked for, and what would let it in.
+/// Why a request may not come in, and what would let it in.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("origin {origin:?} is not allowed for host {host:?}: {remedy}")]
-pub struct Refused {
-    origin: String,
-    host: String,
-    remedy: String,
+pub enum Refused {
+    /// The server has no such name here: a page may have given its own name this address.
+    #[error("host {name:?} is not allowed: --allow-host {name} would let it in")]
+    Host {
+        /// The name without the port.
+        name: String,
+    },
+    /// A page that may not come in.
+    #[error(
+        "origin {origin:?} is not allowed for host {host:?}: --allow-origin {pattern} would let it in"
+    )]
+    Origin {
+        /// As it was sent.
+        origin: String,
+        /// As it is asked for.
+        host: String,
+        /// Written anew, and not what the peer says.
+        pattern: String,
+    },
+    /// A page of another site that its browser does not name.
+    #[error(
+        "a page of another site is not allowed for host {host:?}: --allow-origin '*' would let it in"
+    )]
+    CrossSite {
+        /// As it is asked for.
+        host: String,
+    },
+    /// Which of them decides cannot be known.
+    #[error("a request has one origin")]
+    ManyOrigins,
 }
 
 impl Admission {
-    /// The rule of `--allow-origin`, or the default one where that is not given.
-    pub fn new(allowed: Vec<OriginPattern>, only_local: bool) -> Self {
+    /// The rule of `--allow-host` and `--allow-origin` for a server that listens on addresses of this
+    /// machine alone, or not.
+    pub fn new(config: &Config, only_local: bool) -> Self {
+        let mut hosts = config.allow_host.clone();
+        let is_checked = only_local || !hosts.is_empty();
+        hosts.extend(config.host.parse());
         Self {
-            allowed,
-            only_local,
+            hosts: is_checked.then_some(hosts),
+            origins: config.allow_origin.clone(),
         }
     }
 
@@ -39,124 +69,260 @@ impl Admission {
     pub fn check<'a>(
         &self,
         headers: &'a HeaderMap,
-        host: &str,
+        host: Option<&Host>,
     ) -> Result<Option<&'a HeaderValue>, Refused> {
+        if let Some(host) = host
+            && !self.allows_host(host)
+        {
+            let name = excerpt(host.name().as_bytes()).into_owned();
+            return Err(Refused::Host { name });
+        }
+        let shown_host = || {
+            let host = host.map(Host::to_string).unwrap_or_default();
+            excerpt(host.as_bytes()).into_owned()
+        };
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = origins.next() else {
-            return Ok(None);
+            let is_refused = is_cross_site(headers) && !self.origins.contains(&OriginPattern::Any);
+            let host = shown_host;
+            return match is_refused {
+                true => Err(Refused::CrossSite { host: host() }),
+                false => Ok(None),
+            };
         };
-        let text = origin.to_str().unwrap_or_default();
-        let is_one = origins.next().is_none();
-        if is_one && self.allows(text, host) {
+        if origins.next().is_some() {
+            return Err(Refused::ManyOrigins);
+        }
+        let parsed = origin.to_str().ok().and_then(|it| it.parse().ok());
+        if self.allows_origin(parsed.as_ref(), host) {
             return Ok(Some(origin));
         }
-        Err(Refused {
-            origin: String::from_utf8_lossy(origin.as_bytes()).into_owned(),
-            host: host.to_owned(),
-            remedy: match is_one {
-                true => format!("--allow-origin {} would let it in", pattern_for(text)),
-                false => "a request has one origin".into(),
-            },
+        let pattern = parsed.map_or("'*'".into(), |it: Origin| it.to_string());
+        Err(Refused::Origin {
+            origin: excerpt(origin.as_bytes()).into_owned(),
+            host: shown_host(),
+            pattern: excerpt(pattern.as_bytes()).into_owned(),
         })
     }
 
-    fn allows(&self, origin: &str, host: &str) -> bool {
-        // Chromium calls a page that was opened from a file so when it opens a WebSocket.
-        let origin = if origin == "file://" { "null" } else { origin };
-        if !self.allowed.is_empty() {
-            return self.allowed.iter().any(|it| it.matches(origin));
-        }
-        if origin == "null" {
-            return self.only_local;
-        }
-        let Ok(origin) = origin.parse::<Origin>() else {
-            return false;
+    fn allows_host(&self, host: &Host) -> bool {
+        let Some(hosts) = &self.hosts else {
+            return true;
         };
-        origin.is_loopback() || origin.is_at(host)
+        host.is_loopback() || hosts.iter().any(|it| it.matches(host))
+    }
+
+    /// Whether this origin may ask for `host`; one that makes no sense is none.
+    fn allows_origin(&self, origin: Option<&Origin>, host: Option<&Host>) -> bool {
+        let Some(origin) = origin else {
+            return self.origins.contains(&OriginPattern::Any);
+        };
+        let by_host = |host| {
+            let is_local = || origin.is_local() && Host::is_loopback(host);
+            origin.is_at(host) || (self.origins.is_empty() && is_local())
+        };
+        host.is_some_and(by_host) || self.origins.iter().any(|it| it.matches(origin))
     }
 }
 
-/// What `--allow-origin` has to say for this origin. It is written anew, and not what a peer says.
-fn pattern_for(origin: &str) -> String {
-    match origin.parse::<Origin>() {
-        Ok(origin) => origin.to_string(),
-        Err(()) if origin == "null" || origin == "file://" => "null".into(),
-        Err(()) => "'*'".into(),
-    }
+/// Whether a browser asks because of a page of another site, other than to show the answer in the
+/// place of it (Fetch Metadata, section 2). Not every request of a page has an `Origin`.
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    let says = |name, value| headers.get(name).is_some_and(|it| it == value);
+    says("sec-fetch-site", "cross-site") && !says("sec-fetch-mode", "navigate")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::iter;
 
-    fn check(allowed: &[&str], only_local: bool, origin: &'static str, host: &'static str) -> bool {
-        let allowed = allowed.iter().map(|it| it.parse().unwrap()).collect();
+    use super::*;
+    use crate::config::Invocation;
+
+    fn admission(options: &str, only_local: bool) -> Admission {
+        let words = options.split_whitespace();
+        let invocation = Invocation::read(iter::once("wscast").chain(words), []).unwrap();
+        Admission::new(&invocation.config, only_local)
+    }
+
+    fn headers(origin: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if !origin.is_empty() {
-            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            let origin = HeaderValue::from_bytes(origin.as_bytes()).unwrap();
+            headers.insert(header::ORIGIN, origin);
         }
-        Admission::new(allowed, only_local)
-            .check(&headers, host)
-            .is_ok()
+        headers
+    }
+
+    fn allows(admission: &Admission, origin: &str, host: &str) -> bool {
+        let host = (!host.is_empty()).then(|| host.parse().unwrap());
+        admission.check(&headers(origin), host.as_ref()).is_ok()
+    }
+
+    fn refusal(options: &str, only_local: bool, origin: &str, host: &Host) -> String {
+        let headers = headers(origin);
+        let checked = admission(options, only_local).check(&headers, Some(host));
+        checked.unwrap_err().to_string()
     }
 
     #[test]
-    fn by_default_the_same_host_and_this_machine_may_come_in() {
+    fn on_loopback_the_server_has_the_names_of_this_machine_and_those_it_is_given() {
+        let names = [
+            "localhost:8765",
+            "app.localhost",
+            "127.0.0.1:8765",
+            "[::1]:8765",
+            // No browser, this.
+            "",
+        ];
+        let plain = admission("", true);
+        let named = admission(
+            "--host board.lan --allow-host a.test --allow-host *.b.test",
+            true,
+        );
+        let any = admission("--allow-host *", true);
+        for host in names {
+            for it in [&plain, &named, &any] {
+                assert!(allows(it, "", host), "{host}");
+            }
+        }
+        for host in ["board.lan", "A.test:443", "x.b.test", "x.y.b.test:1"] {
+            assert!(allows(&named, "", host), "{host}");
+            assert!(!allows(&plain, "", host), "{host}");
+            assert!(allows(&any, "", host), "{host}");
+        }
+        for host in [
+            "b.test",
+            "xb.test",
+            "evil.com",
+            "192.168.1.2",
+            "a.test.evil.com",
+        ] {
+            assert!(!allows(&named, "", host), "{host}");
+            assert!(!allows(&plain, "", host), "{host}");
+            // A page of that name is not let in by being of that name.
+            assert!(!allows(&plain, &format!("http://{host}"), host), "{host}");
+            assert!(allows(&any, "", host), "{host}");
+        }
+        let by_address = admission("--host ::1", true);
+        assert!(allows(&by_address, "", "[0::1]:8765"));
+    }
+
+    #[test]
+    fn elsewhere_every_name_will_do_until_some_are_given() {
+        let plain = admission("--host 0.0.0.0", false);
+        assert!(allows(&plain, "", "evil.com"));
+        let named = admission("--host board.lan --allow-host a.test", false);
+        for (host, expected) in [
+            ("a.test", true),
+            ("board.lan:8765", true),
+            ("localhost", true),
+            ("[::1]", true),
+            ("evil.com", false),
+            ("192.168.1.2", false),
+        ] {
+            assert_eq!(allows(&named, "", host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn by_default_the_servers_own_page_may_come_in() {
+        let admission = admission("", false);
         for (origin, host, allowed) in [
             ("", "example.com", true),
             ("http://example.com", "example.com", true),
             ("https://example.com", "example.com", true),
             ("https://example.com", "example.com:443", true),
+            ("https://example.com:443", "example.com", true),
             ("http://example.com", "example.com:80", true),
             ("https://EXAMPLE.com:8443", "example.com:8443", true),
+            ("http://[fd00::1]:8080", "[fd00:0::1]:8080", true),
+            // As programs write it that are no browsers.
+            ("ws://example.com:8765", "example.com:8765", true),
+            ("ws://example.com", "example.com", true),
+            ("wss://example.com", "example.com", true),
+            ("wss://example.com", "example.com:443", true),
+            ("wss://example.com/", "example.com", true),
+            ("ws://example.com:8765/lobby?x", "example.com:8765", true),
+            ("http://example.com/", "example.com", true),
+            ("wss://example.com", "example.com:80", false),
+            ("ws://example.com", "example.com:443", false),
             ("http://example.com:8765", "example.com", false),
             ("http://example.com", "example.com:8765", false),
             ("http://evil.com", "example.com", false),
+            ("http://evil.com/example.com", "example.com", false),
             ("http://example.com.evil.com", "example.com", false),
             ("http://evil-example.com", "example.com", false),
             ("http://sub.example.com", "example.com", false),
-            ("http://example.com/", "example.com", false),
             ("http://example.com@evil.com", "example.com", false),
-            ("http://localhost:3000", "example.com", true),
-            ("https://app.localhost", "example.com", true),
-            ("http://127.0.0.1", "example.com", true),
-            ("http://127.9.8.7:1", "example.com", true),
-            ("http://[::1]:8080", "example.com", true),
-            ("http://[fd00::1]:8080", "[fd00::1]:8080", true),
-            ("http://localhost.evil.com", "example.com", false),
-            ("http://notlocalhost", "example.com", false),
-            ("http://127.0.0.1.evil.com", "example.com", false),
-            ("http://10.0.0.1", "example.com", false),
+            ("http://evil.com@example.com", "example.com", false),
             ("chrome-extension://abcdef", "example.com", false),
-            ("http://", "", false),
+            ("http://", "example.com", false),
             ("nonsense", "nonsense", false),
+            ("http://example.com", "", false),
+            // A page of this machine is one of another where the server has a public name.
+            ("http://localhost:3000", "example.com", false),
+            ("http://127.0.0.1", "example.com", false),
+            ("http://[::1]:8080", "example.com", false),
             ("null", "example.com", false),
             ("file://", "example.com", false),
+            ("null", "", false),
         ] {
             assert_eq!(
-                check(&[], false, origin, host),
+                allows(&admission, origin, host),
                 allowed,
                 "{origin} at {host}"
             );
         }
-        // A page from a file, where only this machine can ask.
-        assert!(check(&[], true, "null", "localhost:8765"));
-        assert!(check(&[], true, "file://", "localhost:8765"));
-        assert!(!check(&[], true, "http://evil.com", "localhost:8765"));
     }
 
     #[test]
-    fn a_list_replaces_the_default() {
-        let list = [
-            "https://app.example.com",
-            "https://*.example.org:8443",
-            "http://shop.test:80",
-        ];
+    fn pages_of_this_machine_may_come_in_where_only_this_machine_can_ask() {
+        for (origin, allowed) in [
+            ("http://localhost:3000", true),
+            ("https://app.localhost", true),
+            ("http://127.0.0.1", true),
+            ("ws://127.9.8.7:1", true),
+            ("wss://[::1]:8080/", true),
+            ("null", true),
+            ("file://", true),
+            ("http://evil.com", false),
+            ("http://localhost.evil.com", false),
+            ("http://notlocalhost", false),
+            ("http://127.0.0.1.evil.com", false),
+            ("http://10.0.0.1", false),
+            ("capacitor://localhost", false),
+            ("chrome-extension://abcdef", false),
+        ] {
+            for only_local in [true, false] {
+                for host in ["localhost:8765", "127.0.0.1", "[::1]:1"] {
+                    let admission = admission("", only_local);
+                    assert_eq!(
+                        allows(&admission, origin, host),
+                        allowed,
+                        "{origin} at {host}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_stands_in_the_place_of_this_machine_and_beside_the_own_page() {
+        let list = admission(
+            "--allow-origin https://app.example.com,https://*.example.org:8443 \
+             --allow-origin http://shop.test:80 --allow-origin capacitor://localhost \
+             --allow-origin http://dev.test:*",
+            true,
+        );
         for (origin, allowed) in [
             ("", true),
             ("https://app.example.com", true),
             ("https://APP.example.com", true),
+            ("https://app.example.com/", true),
+            ("https://app.example.com:443", true),
             ("http://app.example.com", false),
+            ("wss://app.example.com", false),
             ("https://app.example.com:444", false),
             ("https://a.example.org:8443", true),
             ("https://a.b.example.org:8443", true),
@@ -164,63 +330,126 @@ mod tests {
             ("https://aexample.org:8443", false),
             ("https://a.example.org", false),
             ("http://shop.test", true),
+            ("http://dev.test", true),
+            ("http://dev.test:3000", true),
+            ("https://dev.test:3000", false),
+            ("capacitor://localhost", true),
+            ("ionic://localhost", false),
             ("http://localhost", false),
-            ("https://host", false),
             ("null", false),
+            ("file://", false),
+            // The page that the server itself serves.
+            ("http://localhost:8765", true),
+            ("ws://localhost:8765/", true),
         ] {
-            assert_eq!(check(&list, true, origin, "host"), allowed, "{origin}");
+            assert_eq!(allows(&list, origin, "localhost:8765"), allowed, "{origin}");
         }
-        assert!(check(&["null"], false, "null", "host"));
-        for origin in ["null", "https://anything", "chrome-extension://abcdef"] {
-            assert!(check(&["*"], false, origin, "host"));
+        for (listed, origin, allowed) in [
+            ("null", "null", true),
+            ("null", "file://", true),
+            ("file://", "file://", true),
+            ("file://", "file:///index.html", true),
+            ("file://", "null", false),
+            ("tauri://localhost", "tauri://localhost", true),
+            (
+                "chrome-extension://abcdef",
+                "chrome-extension://abcdef",
+                true,
+            ),
+            (
+                "chrome-extension://abcdef",
+                "chrome-extension://other",
+                false,
+            ),
+            ("*", "null", true),
+            ("*", "https://anything", true),
+            ("*", "non sense", true),
+        ] {
+            let admission = admission(&format!("--allow-origin {listed}"), false);
+            assert_eq!(
+                allows(&admission, origin, "example.com"),
+                allowed,
+                "{listed}: {origin}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_page_that_its_browser_does_not_name_is_another_sites() {
+        let ask = |options: &str, site: &'static str, mode: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("sec-fetch-site", HeaderValue::from_static(site));
+            headers.insert("sec-fetch-mode", HeaderValue::from_static(mode));
+            let host = "localhost:8765".parse().unwrap();
+            admission(options, true)
+                .check(&headers, Some(&host))
+                .is_ok()
+        };
+        for (options, site, mode, allowed) in [
+            ("", "cross-site", "no-cors", false),
+            ("", "cross-site", "cors", false),
+            ("", "cross-site", "navigate", true),
+            ("", "same-origin", "cors", true),
+            ("", "same-site", "no-cors", true),
+            ("", "none", "navigate", true),
+            (
+                "--allow-origin https://a.test",
+                "cross-site",
+                "no-cors",
+                false,
+            ),
+            ("--allow-origin *", "cross-site", "no-cors", true),
+        ] {
+            assert_eq!(ask(options, site, mode), allowed, "{options} {site} {mode}");
         }
     }
 
     #[test]
     fn two_origins_are_none() {
-        let mut headers = HeaderMap::new();
-        headers.append(header::ORIGIN, HeaderValue::from_static("http://localhost"));
+        let mut headers = headers("http://localhost");
         headers.append(header::ORIGIN, HeaderValue::from_static("http://evil.com"));
-        let refused = Admission::new(Vec::new(), true)
-            .check(&headers, "localhost")
-            .unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "origin \"http://localhost\" is not allowed for host \"localhost\": a request has one origin"
-        );
+        let host = "localhost".parse().unwrap();
+        let refused = admission("", true).check(&headers, Some(&host));
+        assert_eq!(refused, Err(Refused::ManyOrigins));
     }
 
     #[test]
     fn a_refusal_names_the_flag_that_helps_and_cannot_be_forged() {
+        let host = "example.com".parse().unwrap();
         for (origin, flag) in [
-            ("https://Example.com:443", "https://example.com"),
-            ("http://example.com:8080", "http://example.com:8080"),
+            ("https://Other.com:443", "https://other.com"),
+            ("http://other.com:8080/", "http://other.com:8080"),
+            ("ws://other.com:1", "ws://other.com:1"),
             ("null", "null"),
-            ("file://", "null"),
-            ("chrome-extension://abc", "'*'"),
+            ("file://", "file://"),
+            ("chrome-extension://abc", "chrome-extension://abc"),
+            ("http://x;reboot", "'*'"),
             ("x would let it in\u{2028}INFO client connected", "'*'"),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(
-                header::ORIGIN,
-                HeaderValue::from_bytes(origin.as_bytes()).unwrap(),
-            );
-            let refused = Admission::new(Vec::new(), false)
-                .check(&headers, "host\n")
-                .unwrap_err();
-            let (_, remedy) = refused
-                .to_string()
-                .rsplit_once(": ")
-                .map(|(a, b)| (a.to_owned(), b.to_owned()))
-                .unwrap();
+            let refused = refusal("", false, origin, &host);
+            let (_, remedy) = refused.rsplit_once(": ").unwrap();
             assert_eq!(remedy, format!("--allow-origin {flag} would let it in"));
-            assert!(
-                !refused.to_string().contains(['\n', '\u{2028}']),
-                "{refused}"
-            );
-            let pattern: OriginPattern = flag.trim_matches('\'').parse().unwrap();
-            let allowed = Admission::new(vec![pattern], false);
-            assert!(allowed.check(&headers, "host").is_ok());
+            assert!(!refused.contains(['\n', '\u{2028}']), "{refused}");
+            let option = format!("--allow-origin {}", flag.trim_matches('\''));
+            assert!(allows(&admission(&option, false), origin, "example.com"));
+        }
+        let refused = refusal("", true, "", &host);
+        let expected =
+            "host \"example.com\" is not allowed: --allow-host example.com would let it in";
+        assert_eq!(refused, expected);
+    }
+
+    #[test]
+    fn a_refusal_is_short_however_long_the_words_of_the_peer_are() {
+        let long = "ä\u{202e}".repeat(4000);
+        let page = format!("http://{}", "y".repeat(15_000));
+        let host = "x".repeat(15_000).parse().unwrap();
+        for origin in [&long, &page] {
+            for only_local in [true, false] {
+                let refused = refusal("", only_local, origin, &host);
+                assert!(refused.len() < 2000, "{refused}");
+                assert!(refused.contains(" bytes)"), "{refused}");
+            }
         }
     }
 }

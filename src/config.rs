@@ -1,14 +1,13 @@
 //! Every option, wait, bound and address, with its unit and its default.
 
 mod invocation;
+mod origin;
 mod units;
-
-use std::fmt;
-use std::str::FromStr;
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 pub use invocation::Invocation;
+pub use origin::{Host, HostPattern, Origin, OriginPattern};
 pub use units::{Size, Time};
 
 /// What the server is told at start: the command line, the environment and the defaults in one.
@@ -91,10 +90,16 @@ pub struct Config {
     #[arg(long, env = "WSCAST_MAX_INCOMING", value_name = "SIZE", default_value = "256MiB", help_heading = LIMITS)]
     pub max_incoming: Size,
 
-    /// Web pages that may come in, in the place of the default rule where there is any
-    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = LIMITS,
-          help = "Web pages that may come in: https://example.com, https://*.example.com or '*', \
-                  repeatable [default: of the same host or this machine]")]
+    /// Host names to answer to, besides those of this machine and `--host`
+    #[arg(long, env = "WSCAST_ALLOW_HOST", value_name = "HOST", help_heading = ACCESS,
+          help = "Host names to answer to, besides those of this machine and --host: example.com, \
+                  *.example.com or '*', repeatable [default: on loopback none, elsewhere any]")]
+    pub allow_host: Vec<HostPattern>,
+    /// Web pages that may come in besides the server's own, in the place of those of this machine
+    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = ACCESS,
+          help = "Web pages that may come in, besides the server's own: https://example.com, \
+                  https://*.example.com, http://localhost:*, null, file:// or '*', repeatable \
+                  [default: those of this machine, on this machine]")]
     pub allow_origin: Vec<OriginPattern>,
 
     /// How log lines look: text or json
@@ -110,6 +115,7 @@ const SERVICE: &str = "Service";
 const HISTORY: &str = "History";
 const TIMES: &str = "Times";
 const LIMITS: &str = "Limits";
+const ACCESS: &str = "Access";
 const LOGS: &str = "Logs";
 
 /// What happens to a message that a client sent.
@@ -236,229 +242,5 @@ impl Default for Config {
     fn default() -> Self {
         let matches = Self::command_without_environment().get_matches_from(["wscast"]);
         Self::from_arg_matches(&matches).expect("every option has a default that parses")
-    }
-}
-
-/// Where a web page comes from, as the `Origin` header says it (RFC 6454, section 6.2).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    scheme: String,
-    /// In lower case; an IPv6 address in brackets.
-    host: String,
-    port: u16,
-}
-
-impl FromStr for Origin {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (scheme, authority) = text.split_once("://").ok_or(())?;
-        let scheme = scheme.to_ascii_lowercase();
-        let default = match scheme.as_str() {
-            "http" => 80,
-            "https" => 443,
-            _ => return Err(()),
-        };
-        let (host, port) = split_port(authority).ok_or(())?;
-        Ok(Self {
-            scheme,
-            host,
-            port: port.unwrap_or(default),
-        })
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.host)?;
-        match (self.scheme.as_str(), self.port) {
-            ("http", 80) | ("https", 443) => Ok(()),
-            (_, port) => write!(f, ":{port}"),
-        }
-    }
-}
-
-impl Origin {
-    /// Whether it is this machine, whichever the port.
-    pub fn is_loopback(&self) -> bool {
-        let address = self.host.trim_start_matches('[').trim_end_matches(']');
-        self.host == "localhost"
-            || self.host.ends_with(".localhost")
-            || address
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|it| it.is_loopback())
-    }
-
-    /// Whether a request with this `Host` went to where the page came from. The scheme is left out of
-    /// it, as it may be another one before a proxy.
-    pub fn is_at(&self, host: &str) -> bool {
-        let default = if self.scheme == "https" { 443 } else { 80 };
-        split_port(host)
-            .is_some_and(|(host, port)| host == self.host && port.unwrap_or(default) == self.port)
-    }
-}
-
-/// Host, in lower case, and port of what stands behind the scheme.
-fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
-        _ => (authority, None),
-    };
-    let is_name = |it: char| it.is_ascii_alphanumeric() || "-._*[]:".contains(it);
-    let named = !host.is_empty() && host.chars().all(is_name);
-    named.then(|| (host.to_ascii_lowercase(), port))
-}
-
-/// Origins that may come in, as `--allow-origin` writes them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OriginPattern {
-    /// `*`
-    Any,
-    /// `null`: a page without an origin, as one that was opened from a file.
-    Null,
-    /// `https://example.com`, or with a `*.` before its host all hosts below it.
-    Of(Origin),
-}
-
-impl OriginPattern {
-    /// Whether an `Origin` header with this value is meant.
-    pub fn matches(&self, origin: &str) -> bool {
-        let pattern = match self {
-            Self::Any => return true,
-            Self::Null => return origin == "null",
-            Self::Of(pattern) => pattern,
-        };
-        let Ok(origin) = origin.parse::<Origin>() else {
-            return false;
-        };
-        let host_matches = match pattern.host.strip_prefix('*') {
-            // With the dot that stands behind the star.
-            Some(suffix) => origin.host.ends_with(suffix) && origin.host.len() > suffix.len(),
-            None => origin.host == pattern.host,
-        };
-        host_matches && origin.scheme == pattern.scheme && origin.port == pattern.port
-    }
-}
-
-impl FromStr for OriginPattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let unclear =
-            || "write https://example.com, https://*.example.com, null or '*'".to_string();
-        match text {
-            "*" => Ok(Self::Any),
-            "null" => Ok(Self::Null),
-            text => {
-                let origin: Origin = text.parse().map_err(|()| unclear())?;
-                let name = origin.host.strip_prefix("*.").unwrap_or(&origin.host);
-                match name.contains('*') || name.is_empty() {
-                    true => Err(unclear()),
-                    false => Ok(Self::Of(origin)),
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Config, clap::Error> {
-        let arguments = std::iter::once("wscast").chain(line.split_whitespace());
-        Invocation::read(arguments, std::iter::empty()).map(|it| it.config)
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_contract() {
-        let config = Config::default();
-        assert_eq!(config, parse("").unwrap());
-        assert_eq!(config.validate(), Ok(()));
-        let secs = |secs| Time::from(Duration::from_secs(secs));
-        let expected = Config {
-            mode: Mode::Echo,
-            host: "localhost".into(),
-            port: 8765,
-            welcome: None,
-            prefix: None,
-            history_limit: 1000,
-            history_bytes: Size::from(16 << 20),
-            history_total: Size::from(256 << 20),
-            ping_interval: secs(10),
-            ping_timeout: secs(5),
-            open_timeout: secs(10),
-            write_timeout: secs(10),
-            close_timeout: secs(2),
-            drain_timeout: secs(3),
-            max_message_size: Size::from(1 << 20),
-            max_connections: 10_000,
-            max_rooms: 1000,
-            max_queue: 1024,
-            max_queue_bytes: Size::from(4 << 20),
-            max_incoming: Size::from(256 << 20),
-            allow_origin: Vec::new(),
-            log_format: LogFormat::Text,
-            log_messages: false,
-        };
-        assert_eq!(config, expected);
-    }
-
-    #[test]
-    fn the_texts_go_by_mode_unless_they_are_given() {
-        let echo = parse("--mode echo").unwrap();
-        assert_eq!(echo.welcome(), "Welcome to the WebSocket server!");
-        assert_eq!(echo.prefix(), "Server echo: ");
-        let broadcast = parse("--mode broadcast").unwrap();
-        assert_eq!(
-            broadcast.welcome(),
-            "Welcome! You\u{2019}re now in the broadcast room."
-        );
-        assert_eq!(broadcast.prefix(), "Broadcast: ");
-        let own = parse("--welcome= --prefix=>").unwrap();
-        assert_eq!((own.welcome(), own.prefix()), ("", ">"));
-    }
-
-    #[test]
-    fn a_bad_value_is_refused_with_the_name_of_its_option() {
-        for (line, option) in [
-            ("--mode chat", "--mode"),
-            ("--port 70000", "--port"),
-            ("--ping-interval soon", "--ping-interval"),
-            ("--ping-timeout 0", "--ping-timeout"),
-            ("--allow-origin example.com", "--allow-origin"),
-            ("--allow-origin https://*", "--allow-origin"),
-            ("--allow-origin https://a.*.com", "--allow-origin"),
-            ("--allow-origin https://example.com/", "--allow-origin"),
-            ("--write-timeout 0", "--write-timeout"),
-            ("--max-message-size 0", "--max-message-size"),
-            ("--max-connections 0", "--max-connections"),
-            ("--max-queue 0", "--max-queue"),
-            ("--max-queue -1", "--max-queue"),
-            ("--max-message-size 1TiB", "--max-message-size"),
-            ("--max-incoming 100KiB", "--max-message-size"),
-        ] {
-            let error = parse(line).unwrap_err();
-            assert!(error.to_string().contains(option), "{line}: {error}");
-            assert_eq!(error.exit_code(), 2, "{line}");
-        }
-    }
-
-    #[test]
-    fn the_listening_line_is_a_url() {
-        let mut config = Config {
-            host: "::1".into(),
-            ..Config::default()
-        };
-        assert_eq!(
-            config.listening_line(80),
-            "WebSocket server is listening on ws://[::1]:80"
-        );
-        config.host = "localhost".into();
-        config.mode = Mode::Broadcast;
-        let line = config.listening_line(8765);
-        assert_eq!(line, "Broadcast server is listening on ws://localhost:8765");
     }
 }

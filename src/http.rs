@@ -1,37 +1,46 @@
 //! One HTTP/1 exchange on the WebSocket port, and what becomes of the connection then.
 
+use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
+use httpdate::fmt_http_date;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::select;
-use tokio::time::{sleep, timeout};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
+use crate::excerpt::excerpt;
+use crate::head::{HEAD_MAX, explain};
 use crate::hub::Membership;
 use crate::message::Format;
 use crate::page::Body;
+use crate::refusal::Refusal;
+use crate::refusal_log::RefusalLog;
 use crate::routes::{Answer, Join, Routes};
 use crate::socket::linger;
-
-/// Bytes that the head of a request may have; hyper answers 431 beyond.
-const HEAD_MAX: usize = 16 * 1024;
 
 /// What every HTTP exchange of a server needs to know.
 #[derive(Debug, Clone)]
 pub struct Http {
     routes: Arc<Routes>,
+    refusals: Arc<RefusalLog>,
     open_timeout: Duration,
     close_timeout: Duration,
     draining: CancellationToken,
@@ -62,57 +71,73 @@ impl Http {
     ) -> Self {
         Self {
             routes,
+            refusals: Arc::default(),
             open_timeout,
             close_timeout,
             draining,
         }
     }
 
-    /// Serves one request, which has to be there within `--open-timeout`; returns the connection if
-    /// it is that of a guest now, and closes it otherwise. Where the server has no `place` left,
-    /// nobody is let in.
-    pub async fn serve<S>(self, stream: S, place: bool) -> Option<Guest<S>>
+    /// Serves one request of `peer`, which has to be there within `--open-timeout`; returns the
+    /// connection if it is that of a guest now, and closes it otherwise. Where the server has no place
+    /// left, no client is let in, and the connection gives way to the next once `no_place` ends.
+    pub async fn serve<S>(
+        self,
+        stream: S,
+        peer: SocketAddr,
+        no_place: Option<oneshot::Receiver<Infallible>>,
+    ) -> Option<Guest<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let progress = Progress::default();
         let exchange = Exchange {
             routes: self.routes,
-            place,
+            refusals: self.refusals.clone(),
+            peer,
+            place: no_place.is_none(),
             progress: progress.clone(),
         };
+        let mut gives_way = pin!(OptionFuture::from(no_place).fuse());
         let mut connection = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
             // Who has sent a request may close its side, and still gets the answer.
             .half_close(true)
             .header_read_timeout(None)
-            .serve_connection(TokioIo::new(Explaining::new(stream, &progress)), exchange);
+            .serve_connection(TokioIo::new(Head::new(stream, &progress)), exchange);
 
         let mut served = pin!(poll_fn(|cx| match connection.poll_without_shutdown(cx) {
             // No answer will come from there: it is for the guest to give.
             Poll::Pending if progress.is_taken_over() => Poll::Ready(Ok(())),
             served => served,
         }));
-        let interrupted = select! {
+        let ended = select! {
             biased;
-            // hyper says nothing to a peer that speaks HTTP/2.
-            served = &mut served => served
-                .is_err_and(|it| it.is_parse() && progress.allowance().is_none())
-                .then_some(MALFORMED),
-            () = self.draining.cancelled() => Some(DRAINING),
-            () = sleep(self.open_timeout) => Some(TIMED_OUT),
+            served = &mut served => match served {
+                Err(error) if error.is_parse() && progress.is_reading_head() => {
+                    Ended::Malformed { is_too_large: error.is_parse_too_large() }
+                }
+                _ => Ended::Served,
+            },
+            Some(_) = &mut gives_way => Ended::GivenWay,
+            () = self.draining.cancelled() => Ended::Early(draining()),
+            () = sleep(self.open_timeout) => Ended::Early(timed_out()),
         };
         // Once it is being answered, a request is answered to the end.
         let answered = progress.allowance();
-        if let (Some(more), Some(_)) = (answered, interrupted)
-            && timeout(self.open_timeout + more, served).await.is_err()
-        {
-            return None;
+        match (answered, &ended) {
+            (Some(more), Ended::Early(_)) => select! {
+                _ = served => {}
+                () = sleep(self.open_timeout + more) => return None,
+                Some(_) = &mut gives_way => return None,
+            },
+            (Some(_), Ended::GivenWay) => return None,
+            _ => {}
         }
 
         let parts = connection.into_parts();
-        let Explaining {
-            mut stream, words, ..
+        let Head {
+            mut stream, bytes, ..
         } = parts.io.into_inner();
         if let State::Joined(guest) = std::mem::take(&mut *progress.0.lock()) {
             return Some(Guest {
@@ -123,99 +148,113 @@ impl Http {
                 membership: guest.membership,
             });
         }
+        let gives_way_now = matches!(ended, Ended::GivenWay);
+        let refusal = match ended {
+            Ended::Early(refusal) if answered.is_none() => Some(refusal),
+            Ended::Malformed { is_too_large } => Some(explain(&bytes, is_too_large)),
+            Ended::GivenWay => Some(full()),
+            _ => None,
+        };
+        let answer = refusal.map(|refusal| {
+            self.refusals.note(&refusal, peer, None);
+            whole_answer(&refusal)
+        });
+        let answer = answer.unwrap_or_default();
+        if gives_way_now {
+            stream.write_all(&answer).now_or_never();
+            return None;
+        }
         let close = async {
-            if let (None, None, Some(dismissal)) = (answered, words, interrupted) {
-                stream.write_all(&dismissal.head_and_body()).await.ok();
-            }
+            stream.write_all(&answer).await.ok();
             linger(&mut stream).await;
         };
-        timeout(self.close_timeout, close).await.ok();
+        select! {
+            () = close => {}
+            () = sleep(self.close_timeout) => {}
+            Some(_) = gives_way => {}
+        }
         None
     }
 }
 
-/// What is said to a peer without a look at its request: status, with further fields, and reason.
-#[derive(Debug, Clone, Copy)]
-struct Dismissal(&'static str, &'static str);
-
-const DRAINING: Dismissal = Dismissal(
-    "503 Service Unavailable\r\nretry-after: 1",
-    "the server is shutting down",
-);
-const TIMED_OUT: Dismissal = Dismissal("408 Request Timeout", "the request took too long");
-const MALFORMED: Dismissal = Dismissal("400 Bad Request", "this is no HTTP/1.1 request");
-const URI_TOO_LONG: Dismissal = Dismissal("414 URI Too Long", "the address is too long");
-const HEAD_TOO_LARGE: Dismissal = Dismissal(
-    "431 Request Header Fields Too Large",
-    "the head of a request has at most 16 KiB and 100 fields",
-);
-
-impl Dismissal {
-    fn head_and_body(self) -> Bytes {
-        let Self(status, reason) = self;
-        let length = reason.len() + 1;
-        format!(
-            "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n\
-             content-length: {length}\r\n\r\n{reason}\n"
-        )
-        .into()
-    }
+/// How the service of a request ended.
+enum Ended {
+    /// With an answer, or with the connection.
+    Served,
+    /// With something that is no request.
+    Malformed { is_too_large: bool },
+    /// Before there was a request.
+    Early(Refusal),
+    /// For the next one, as there is no place.
+    GivenWay,
 }
 
-/// A stream on which what hyper answers by itself, without a word, gets a reason.
-struct Explaining<S> {
+fn full() -> Refusal {
+    Refusal::unavailable("no place left, try again later")
+}
+
+fn draining() -> Refusal {
+    Refusal::unavailable("the server is shutting down")
+}
+
+fn timed_out() -> Refusal {
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
+}
+
+/// An answer as it goes to a socket that hyper has not written to.
+fn whole_answer(refusal: &Refusal) -> Vec<u8> {
+    let Ok(response) = refusal.response() else {
+        return Vec::new();
+    };
+    let mut answer = head_of(&response);
+    answer.extend_from_slice(refusal.line().as_bytes());
+    answer
+}
+
+/// A stream that keeps the head of a request, to explain it, and what hyper answers by itself, which
+/// has no reason, to itself.
+struct Head<S> {
     stream: S,
     progress: Progress,
-    /// What is said in the place of hyper's answer, as far as it is not written yet.
-    words: Option<Bytes>,
+    bytes: Vec<u8>,
 }
 
-impl<S> Explaining<S> {
+impl<S> Head<S> {
     fn new(stream: S, progress: &Progress) -> Self {
         Self {
             stream,
             progress: progress.clone(),
-            words: None,
+            bytes: Vec::new(),
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Explaining<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Head<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        if this.progress.is_reading_head() {
+            this.bytes.extend_from_slice(&buffer.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Explaining<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Head<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let status = bytes.get("HTTP/1.1 ".len()..).and_then(<[u8]>::first_chunk);
-        if this.words.is_none() && this.progress.allowance().is_none() && status != Some(b"100") {
-            let dismissal = match status {
-                Some(b"414") => URI_TOO_LONG,
-                Some(b"431") => HEAD_TOO_LARGE,
-                _ => MALFORMED,
-            };
-            this.words = Some(dismissal.head_and_body());
+        match self.progress.is_reading_head() {
+            true => Poll::Ready(Ok(bytes.len())),
+            false => Pin::new(&mut self.stream).poll_write(cx, bytes),
         }
-        let Some(words) = &mut this.words else {
-            return Pin::new(&mut this.stream).poll_write(cx, bytes);
-        };
-        while !words.is_empty() {
-            match ready!(Pin::new(&mut this.stream).poll_write(cx, words))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => words.advance(written),
-            }
-        }
-        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -234,7 +273,8 @@ struct Progress(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 enum State {
     #[default]
-    Reading,
+    ReadingHead,
+    ReadingBody,
     /// It is being answered, which may take so long.
     Answering(Duration),
     Joined(Box<Joined>),
@@ -251,10 +291,15 @@ impl Progress {
     /// How long the answer may take, once there is to be one.
     fn allowance(&self) -> Option<Duration> {
         match &*self.0.lock() {
-            State::Reading => None,
+            State::ReadingHead | State::ReadingBody => None,
             State::Answering(time) => Some(*time),
             State::Joined(_) => Some(Duration::ZERO),
         }
+    }
+
+    /// Whether nothing is known of a request yet.
+    fn is_reading_head(&self) -> bool {
+        matches!(&*self.0.lock(), State::ReadingHead)
     }
 
     /// Whether the guest gives the answer itself.
@@ -266,6 +311,8 @@ impl Progress {
 /// One exchange, as hyper sees it.
 struct Exchange {
     routes: Arc<Routes>,
+    refusals: Arc<RefusalLog>,
+    peer: SocketAddr,
     place: bool,
     progress: Progress,
 }
@@ -279,9 +326,20 @@ impl Service<Request<Incoming>> for Exchange {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (routes, progress, place) = (self.routes.clone(), self.progress.clone(), self.place);
+        let (refusals, peer) = (self.refusals.clone(), self.peer);
+        *progress.0.lock() = State::ReadingBody;
         Box::pin(async move {
             let answering = |time| *progress.0.lock() = State::Answering(time);
-            let answer = routes.answer(request, place, answering).await;
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let answer = match routes.answer(request, place, answering).await {
+                Ok(answer) => answer,
+                Err(refusal) => {
+                    // Not its query, which may hold a secret.
+                    let request = format!("{method} {}", uri.path());
+                    refusals.note(&refusal, peer, Some(&excerpt(request.as_bytes())));
+                    Answer::Response(refusal.response())
+                }
+            };
             match answer {
                 Answer::Response(response) => {
                     answering(Duration::ZERO);
@@ -292,12 +350,16 @@ impl Service<Request<Incoming>> for Exchange {
                         response,
                         room,
                         membership,
+                        unknown_protocols,
                     } = *join;
                     let response = response?;
+                    if let Some(protocols) = unknown_protocols {
+                        info!(%peer, "unknown subprotocols are ignored: {protocols:?}");
+                    }
                     let is_websocket = membership.subscription.format() != Format::EventStream;
                     let head = match is_websocket {
                         true => Bytes::new(),
-                        false => head_of(&response),
+                        false => head_of(&response).into(),
                     };
                     *progress.0.lock() = State::Joined(Box::new(Joined {
                         room,
@@ -314,9 +376,10 @@ impl Service<Request<Incoming>> for Exchange {
     }
 }
 
-/// The head of `response` as it goes to a socket (RFC 9112, section 4).
-fn head_of(response: &Response<Body>) -> Bytes {
-    let mut head = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
+/// The head of `response` as it goes to a socket that hyper does not write to (RFC 9112, section 4).
+fn head_of(response: &Response<Body>) -> Vec<u8> {
+    let date = fmt_http_date(SystemTime::now());
+    let mut head = format!("HTTP/1.1 {}\r\ndate: {date}\r\n", response.status()).into_bytes();
     for (name, value) in response.headers() {
         head.extend_from_slice(name.as_str().as_bytes());
         head.extend_from_slice(b": ");
@@ -324,5 +387,5 @@ fn head_of(response: &Response<Body>) -> Bytes {
         head.extend_from_slice(b"\r\n");
     }
     head.extend_from_slice(b"\r\n");
-    head.into()
+    head
 }

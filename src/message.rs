@@ -18,6 +18,14 @@ pub struct MessageId {
     pub seq: u64,
 }
 
+impl MessageId {
+    /// An id of no log that is here: none begins at the end of time.
+    pub const OF_ANOTHER_LOG: Self = Self {
+        epoch: u64::MAX,
+        seq: 0,
+    };
+}
+
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch, self.seq)

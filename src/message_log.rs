@@ -4,6 +4,7 @@ use std::fmt;
 
 use tracing::{Span, info};
 
+use crate::excerpt::excerpt;
 use crate::message::{Frames, Kind};
 
 /// Logs messages that came from a client.
@@ -25,20 +26,13 @@ fn log_each(span: &Span, what: &str, frames: &Frames) {
 /// The beginning of a message for the log, on one line whatever the client sent.
 struct Excerpt<'a>(Kind, &'a [u8]);
 
-/// How many characters of a text the log shows.
-const EXCERPT: usize = 100;
-
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(kind, bytes) = self;
         if *kind == Kind::Binary {
             return write!(f, "<{} bytes>", bytes.len());
         }
-        let text = String::from_utf8_lossy(bytes);
-        match text.char_indices().nth(EXCERPT) {
-            Some((end, _)) => write!(f, "{}… ({} bytes)", text[..end].escape_debug(), text.len()),
-            None => write!(f, "{}", text.escape_debug()),
-        }
+        write!(f, "{}", excerpt(bytes).escape_debug())
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 
-use hyper::header::{self, HeaderName};
-use hyper::http::response::Builder;
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use crate::page::{Body, NO_SNIFFING, whole};
@@ -13,22 +12,29 @@ use crate::page::{Body, NO_SNIFFING, whole};
 pub struct Refusal {
     status: StatusCode,
     reason: Cow<'static, str>,
-    header: Option<(HeaderName, &'static str)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
-    /// A refusal with this status and reason.
+    /// A refusal with this status and reason. What the reason says in a peer's words is an excerpt of
+    /// them, and escaped.
     pub fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
             reason: reason.into(),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
     /// 400: the request makes no sense.
     pub fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+
+    /// 501: a transfer coding that is not understood (RFC 9112, section 6.1).
+    pub fn transfer_coding() -> Self {
+        let reason = "of the transfer codings only chunked is understood";
+        Self::new(StatusCode::NOT_IMPLEMENTED, reason)
     }
 
     /// 503: try again in a second.
@@ -38,26 +44,51 @@ impl Refusal {
 
     /// The same with one more header field.
     pub fn with(self, name: HeaderName, value: &'static str) -> Self {
-        Self {
-            header: Some((name, value)),
-            ..self
-        }
+        self.with_all([(name, HeaderValue::from_static(value))])
     }
 
-    /// The response to it, which `builder` has begun.
+    /// The same with more header fields.
+    pub fn with_all(
+        mut self,
+        headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
+    ) -> Self {
+        self.headers.extend(headers);
+        self
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Why, in one line.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// What the body says.
+    pub fn line(&self) -> String {
+        format!("{}\n", self.reason)
+    }
+
+    /// The response to it.
     ///
     /// # Errors
     /// None that can happen.
-    pub fn into_response(self, builder: Builder) -> hyper::http::Result<Response<Body>> {
-        let mut response = builder
+    pub fn response(&self) -> hyper::http::Result<Response<Body>> {
+        let line = self.line();
+        let mut response = Response::builder()
             .status(self.status)
             .header(header::CONTENT_TYPE, TEXT)
+            .header(header::CONTENT_LENGTH, line.len())
+            // Without it, caches may keep some kinds of refusals.
+            .header(header::CACHE_CONTROL, "no-store")
             .header(NO_SNIFFING.0, NO_SNIFFING.1)
             .header(header::CONNECTION, "close");
-        if let Some((name, value)) = self.header {
+        for (name, value) in &self.headers {
             response = response.header(name, value);
         }
-        response.body(whole(format!("{}\n", self.reason)))
+        response.body(whole(line))
     }
 }
 

@@ -1,16 +1,18 @@
 //! What a request says: what it wants, from where, and what it brings.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, Encoding};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode, Version};
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::Time;
-use crate::message::{Kind, MessageId};
+use crate::config::{Host, Time};
+use crate::excerpt::excerpt;
+use crate::message::MessageId;
 use crate::refusal::Refusal;
 use crate::room_name::{NotARoom, RoomName};
 
@@ -51,11 +53,11 @@ pub fn is_preflight(headers: &HeaderMap) -> bool {
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The host that a request is for (RFC 9112, section 3.2).
+/// The host that a request is for (RFC 9112, section 3.2); none where it names none.
 ///
 /// # Errors
 /// A [`Refusal`].
-pub fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
+pub fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok(),
@@ -63,7 +65,13 @@ pub fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
         _ => None,
     };
     let host = host.ok_or_else(|| Refusal::bad("a request names one Host"))?;
-    Ok(request.uri().authority().map_or(host, |it| it.as_str()))
+    match request.uri().authority().map_or(host, |it| it.as_str()) {
+        "" => Ok(None),
+        host => host.parse().map(Some).map_err(|()| {
+            let host = excerpt(host.as_bytes());
+            Refusal::bad(format!("Host is not a name or an address: {host:?}"))
+        }),
+    }
 }
 
 /// The room that `path` names.
@@ -81,30 +89,6 @@ pub fn room_of(path: &str) -> Result<RoomName, Refusal> {
     })
 }
 
-/// Whether a body that is a message is text or binary, by its type and, where that does not say, by
-/// itself.
-///
-/// # Errors
-/// A [`Refusal`].
-pub fn kind_of(content_type: Option<&HeaderValue>, body: &[u8]) -> Result<Kind, Refusal> {
-    let name = content_type.and_then(|it| it.to_str().ok());
-    let name = name.and_then(|it| it.split(';').next()).unwrap_or_default();
-    let name = name.trim().to_ascii_lowercase();
-    let is_text = std::str::from_utf8(body).is_ok();
-    if name == "application/octet-stream" {
-        return Ok(Kind::Binary);
-    }
-    let says_text =
-        name.starts_with("text/") || name == "application/json" || name.ends_with("+json");
-    match (says_text, is_text) {
-        (_, true) => Ok(Kind::Text),
-        (false, false) => Ok(Kind::Binary),
-        (true, false) => Err(Refusal::bad(
-            "the text is not UTF-8: send it so, or as application/octet-stream",
-        )),
-    }
-}
-
 /// The query of a request: `since`, `limit`, `wait`, `timeout`, `history`; others are ignored.
 #[derive(Debug)]
 pub struct Query<'a>(pub &'a str);
@@ -120,15 +104,6 @@ impl<'a> Query<'a> {
         form_urlencoded::parse(self.0.as_bytes())
             .find(|(it, _)| it == name)
             .map(|(_, value)| value)
-    }
-
-    /// The last message that the client has.
-    ///
-    /// # Errors
-    /// A [`Refusal`].
-    pub fn since(&self) -> Result<Option<MessageId>, Refusal> {
-        let since = self.get("since");
-        since.map(|id| parse_id(&id, "since")).transpose()
     }
 
     /// How many messages it wants at most.
@@ -165,14 +140,32 @@ impl<'a> Query<'a> {
     }
 }
 
-/// Reads an id out of what a request calls `name`.
+/// The last message that the client has: the one that an `EventSource` has seen since it asked
+/// first, or else the one that the query names.
 ///
 /// # Errors
-/// A [`Refusal`] where it is none.
-pub fn parse_id(id: &str, name: &str) -> Result<MessageId, Refusal> {
-    id.parse()
-        .map_err(|error| Refusal::bad(format!("{name}: {error}")))
+/// A [`Refusal`] where the query names what is no id.
+pub fn since(request: &Request<Incoming>) -> Result<Option<MessageId>, Refusal> {
+    let seen = request.headers().get("last-event-id");
+    let seen = seen.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
+    if let Some(seen) = seen {
+        // An `EventSource` that is answered 400 never comes back.
+        let id = str::from_utf8(seen).ok().and_then(|it| it.parse().ok());
+        return Ok(Some(id.unwrap_or(MessageId::OF_ANOTHER_LOG)));
+    }
+    let since = Query::of(request).get("since").filter(|it| !it.is_empty());
+    let since = since.map(|id| id.parse());
+    since
+        .transpose()
+        .map_err(|error| Refusal::bad(format!("since: {error}")))
 }
+
+/// How a key is written: base64, whatever stands in the bits of its end that mean nothing.
+static KEY: LazyLock<Encoding> = LazyLock::new(|| {
+    let mut base64 = BASE64.specification();
+    base64.check_trailing_bits = false;
+    base64.encoding().expect("base64 is an encoding")
+});
 
 /// Checks an opening handshake (RFC 6455, section 4.2.1); returns what `Sec-WebSocket-Accept` has to
 /// say.
@@ -207,7 +200,7 @@ pub fn check_handshake(request: &Request<Incoming>) -> Result<String, Refusal> {
             "a WebSocket handshake needs one Sec-WebSocket-Key",
         ));
     };
-    if BASE64.decode(key.as_bytes()).map_or(0, |nonce| nonce.len()) != 16 {
+    if KEY.decode(key.as_bytes()).map_or(0, |nonce| nonce.len()) != 16 {
         return Err(Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
     Ok(derive_accept_key(key.as_bytes()))

@@ -12,15 +12,17 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::response::Builder;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, warn};
+use tracing::Span;
 
 use crate::admission::Admission;
 use crate::config::{Config, Mode};
+use crate::content::Content;
+use crate::excerpt::excerpt;
 use crate::hub::{Hub, JoinError, Membership};
 use crate::incoming::{Incoming as AllIncoming, Unfinished};
 use crate::message::Format;
@@ -28,14 +30,16 @@ use crate::message_log;
 use crate::page::{self, Body, NO_SNIFFING, whole};
 use crate::refusal::{Refusal, TEXT};
 use crate::request::{
-    Query, Want, check_handshake, host_of, is_preflight, kind_of, parse_id, room_of, tokens, wants,
+    Query, Want, check_handshake, host_of, is_preflight, room_of, since, tokens, wants,
 };
 use crate::room::Follow;
 use crate::room_name::RoomName;
 use crate::wire::{self, Draft, JSON_PROTOCOL};
 
-/// The path that tells whether the server is up, and is no room.
-const HEALTH: &str = "/healthz";
+/// Paths that tell whether the server is up, and are no rooms: whether its process serves, and whether
+/// it takes new clients.
+const ALIVE: &str = "/livez";
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
 /// What is there to answer from.
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub struct Join {
     pub room: String,
     /// Its place in the room.
     pub membership: Membership,
+    /// An excerpt of the subprotocols that it offers and that are unknown, if there are any.
+    pub unknown_protocols: Option<String>,
 }
 
 impl Routes {
@@ -86,49 +92,39 @@ impl Routes {
     }
 
     /// Answers `request`; calls `answering` once all of it is there, with the time that the answer
-    /// may take. Where there is no `place` left, nobody is let in.
+    /// may take. Where there is no `place` left, no client is let in.
+    ///
+    /// # Errors
+    /// A [`Refusal`], which is the answer then.
     pub async fn answer(
         &self,
         request: Request<Incoming>,
         place: bool,
         answering: impl Fn(Duration),
-    ) -> Answer {
+    ) -> Result<Answer, Refusal> {
         let path = request.uri().path();
-        if path == HEALTH {
-            return Answer::Response(self.health(request.method()));
+        if path == ALIVE || HEALTH.contains(&path) {
+            return self.health(request.method(), path).map(Answer::Response);
         }
         if !place {
-            let refusal = Refusal::unavailable("no place left, try again later");
-            return Answer::Response(refusal.into_response(Response::builder()));
+            return Err(Refusal::unavailable("no place left, try again later"));
         }
-        let host = match host_of(&request) {
-            Ok(host) => host.to_owned(),
-            Err(refusal) => return Answer::Response(refusal.into_response(Response::builder())),
-        };
-        // The page is for everybody: it is what it does then that is looked at.
+        let host = host_of(&request)?;
+        // The page has no rules: it is checked what it asks for then.
         let is_page = match *request.method() {
             Method::GET => wants(&request) == Want::Page,
             Method::HEAD => matches!(wants(&request), Want::Page | Want::WebSocket),
             _ => false,
         };
         if is_page {
-            return Answer::Response(match room_of(path) {
-                Ok(_) => page::respond(request.headers()),
-                Err(refusal) => refusal.into_response(Response::builder()),
-            });
+            room_of(path)?;
+            return Ok(Answer::Response(page::respond(request.headers())));
         }
-        let origin = match self.admission.check(request.headers(), &host) {
-            Ok(origin) => Cors(origin.cloned()),
-            Err(refused) => {
-                warn!("refused: {refused}");
-                let refusal = Refusal::new(StatusCode::FORBIDDEN, refused.to_string());
-                return Answer::Response(refusal.into_response(Response::builder()));
-            }
-        };
-        match self.route(request, &origin, answering).await {
-            Ok(answer) => answer,
-            Err(refusal) => Answer::Response(refusal.into_response(origin.response())),
-        }
+        let origin = self.admission.check(request.headers(), host.as_ref());
+        let origin = origin.map_err(|it| Refusal::new(StatusCode::FORBIDDEN, it.to_string()))?;
+        let origin = Cors(origin.cloned());
+        let answer = self.route(request, &origin, answering).await;
+        answer.map_err(|refusal| refusal.with_all(origin.headers()))
     }
 
     async fn route(
@@ -137,10 +133,19 @@ impl Routes {
         origin: &Cors,
         answering: impl Fn(Duration),
     ) -> Result<Answer, Refusal> {
-        let room = room_of(request.uri().path())?;
         let response = origin.response();
+        if request.method() == Method::OPTIONS && request.uri().path() == "*" {
+            return Ok(Answer::Response(
+                options(response, self.allowed()).body(whole("")),
+            ));
+        }
+        let room = room_of(request.uri().path())?;
+        let mut unknown_protocols = None;
         let (response, membership) = match (request.method(), wants(&request)) {
-            (&Method::GET, Want::WebSocket) => self.upgrade(&request, &room, response)?,
+            (&Method::GET, Want::WebSocket) => {
+                unknown_protocols = unknown_protocols_of(request.headers());
+                self.upgrade(&request, &room, response)?
+            }
             (&Method::GET, Want::Events) => self.events(&request, &room, response)?,
             (&Method::HEAD, Want::Events) => {
                 return Ok(Answer::Response(event_stream(response).body(whole(""))));
@@ -148,8 +153,14 @@ impl Routes {
             (&Method::GET | &Method::HEAD, Want::History) => {
                 return Ok(Answer::Response(self.history(&request, &room, response)?));
             }
-            (&Method::OPTIONS, _) if is_preflight(request.headers()) => {
-                return Ok(Answer::Response(preflight(response)));
+            (&Method::OPTIONS, _) => {
+                let response = match is_preflight(request.headers()) {
+                    true => preflight(response),
+                    false => response,
+                };
+                return Ok(Answer::Response(
+                    options(response, self.allowed()).body(whole("")),
+                ));
             }
             (&Method::POST, _) if self.config.mode == Mode::Broadcast => {
                 let published = self.publish(request, &room, answering).await?;
@@ -165,19 +176,27 @@ impl Routes {
             response: response.body(whole("")),
             room: room.into(),
             membership,
+            unknown_protocols,
         })))
     }
 
+    /// The methods of a room.
+    fn allowed(&self) -> &'static str {
+        match self.config.mode {
+            Mode::Echo => "GET, HEAD, OPTIONS",
+            Mode::Broadcast => "GET, HEAD, POST, OPTIONS",
+        }
+    }
+
     fn not_allowed(&self, method: &Method) -> Refusal {
-        let (reason, allow) = match (self.config.mode, method) {
-            (Mode::Echo, &Method::POST) => (
-                "nobody follows a room of an echo server: start it with --mode broadcast",
-                "GET, HEAD",
-            ),
-            (Mode::Echo, _) => ("use GET", "GET, HEAD"),
-            (Mode::Broadcast, _) => ("use GET or POST", "GET, HEAD, POST"),
+        let reason = match (self.config.mode, method) {
+            (Mode::Echo, &Method::POST) => {
+                "nobody follows a room of an echo server: start it with --mode broadcast"
+            }
+            (Mode::Echo, _) => "use GET",
+            (Mode::Broadcast, _) => "use GET or POST",
         };
-        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason).with(header::ALLOW, allow)
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason).with(header::ALLOW, self.allowed())
     }
 
     /// Lets a client in that asks for a WebSocket.
@@ -192,7 +211,7 @@ impl Routes {
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
         let follow = Follow {
             format: if json { Format::Json } else { Format::Plain },
-            since: Query::of(request).since()?,
+            since: since(request)?,
         };
         let membership = self.hub.join(room, follow)?;
         let response = response
@@ -214,15 +233,9 @@ impl Routes {
         room: &RoomName,
         response: Builder,
     ) -> Result<(Builder, Membership), Refusal> {
-        // What an EventSource has seen since it asked first.
-        let seen = request.headers().get("last-event-id");
-        let since = match seen.map(|id| String::from_utf8_lossy(id.as_bytes())) {
-            Some(id) if !id.is_empty() => Some(parse_id(&id, "Last-Event-ID")?),
-            _ => Query::of(request).since()?,
-        };
         let follow = Follow {
             format: Format::EventStream,
-            since,
+            since: since(request)?,
         };
         let membership = self.hub.join(room, follow)?;
         Ok((event_stream(response), membership))
@@ -235,8 +248,7 @@ impl Routes {
         room: &RoomName,
         response: Builder,
     ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
-        let query = Query::of(request);
-        let (since, limit) = (query.since()?, query.limit()?);
+        let (since, limit) = (since(request)?, Query::of(request).limit()?);
         let (batches, start) = self.hub.history(room, since).unwrap_or_default();
         // Batch by batch as the client takes them: of what is shared anyway, only that is copied.
         let (mut next, mut left, mut lead) = (start.next, limit, "\n");
@@ -272,13 +284,18 @@ impl Routes {
     ) -> Result<Published, Refusal> {
         let (head, body) = request.into_parts();
         let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
+        // Before a client that waits for `100 Continue` gets it.
+        let content = Content::of(&head.headers)?;
         let body = self.read(body).await?;
         answering(wait.unwrap_or_default());
-        let kind = kind_of(head.headers.get(header::CONTENT_TYPE), &body)?;
+        let (kind, payload) = content.message(&body)?;
+        if payload.len() > self.config.max_message_size.bytes() {
+            return Err(self.too_big());
+        }
 
         let presence = self.hub.enter(room)?;
         let mut draft = Draft::default();
-        presence.plain().encode(kind, &body, &mut draft);
+        presence.plain().encode(kind, &payload, &mut draft);
         let frames = draft.take().expect("it was encoded just now");
         if self.config.log_messages {
             message_log::received(&Span::current(), &frames);
@@ -310,13 +327,9 @@ impl Routes {
     /// that.
     async fn read(&self, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
         let limit = self.config.max_message_size.bytes();
-        let too_big = || {
-            let reason = format!("a message has at most {limit} bytes: see --max-message-size");
-            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
-        };
         // Before the client is told to go on, if it waits for that.
         if body.size_hint().lower() > limit as u64 {
-            return Err(too_big());
+            return Err(self.too_big());
         }
         let mut whole = Vec::new();
         let mut unfinished: Option<Unfinished> = None;
@@ -338,7 +351,7 @@ impl Routes {
                 continue;
             };
             if whole.len() + data.len() > limit {
-                return Err(too_big());
+                return Err(self.too_big());
             }
             whole.extend_from_slice(data);
             let hint = body.size_hint();
@@ -351,22 +364,40 @@ impl Routes {
         }
     }
 
-    fn health(&self, method: &Method) -> hyper::http::Result<Response<Body>> {
-        let builder = Response::builder();
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use GET");
-            return refusal
-                .with(header::ALLOW, "GET, HEAD")
-                .into_response(builder);
-        }
-        if self.draining.is_cancelled() {
-            return Refusal::unavailable("the server is shutting down").into_response(builder);
-        }
-        builder
-            .header(header::CONTENT_TYPE, TEXT)
-            .header(header::CONNECTION, "close")
-            .body(whole("ok"))
+    fn too_big(&self) -> Refusal {
+        let limit = self.config.max_message_size.bytes();
+        let reason = format!("a message has at most {limit} bytes: see --max-message-size");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
     }
+
+    fn health(
+        &self,
+        method: &Method,
+        path: &str,
+    ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
+        const ALLOWED: &str = "GET, HEAD, OPTIONS";
+        let builder = Response::builder();
+        match *method {
+            Method::GET | Method::HEAD if path != ALIVE && self.draining.is_cancelled() => {
+                Err(Refusal::unavailable("the server is shutting down"))
+            }
+            Method::GET | Method::HEAD => Ok(builder
+                .header(header::CONTENT_TYPE, TEXT)
+                .header(header::CACHE_CONTROL, "no-store")
+                .header(header::CONNECTION, "close")
+                .body(whole("ok"))),
+            Method::OPTIONS => Ok(options(builder, ALLOWED).body(whole(""))),
+            _ => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use GET")
+                .with(header::ALLOW, ALLOWED)),
+        }
+    }
+}
+
+/// An excerpt of the subprotocols that a client offers and that are unknown, if there are any.
+fn unknown_protocols_of(headers: &HeaderMap) -> Option<String> {
+    let offered = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    let unknown: Vec<_> = offered.filter(|it| *it != JSON_PROTOCOL).collect();
+    (!unknown.is_empty()).then(|| excerpt(unknown.join(", ").as_bytes()).into_owned())
 }
 
 /// What is told to who has published a message.
@@ -393,35 +424,48 @@ struct Cors(Option<HeaderValue>);
 impl Cors {
     /// A response that it may read.
     fn response(&self) -> Builder {
-        let response = Response::builder();
-        match &self.0 {
-            None => response,
-            Some(origin) => response
-                .header(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin)
-                .header(header::VARY, "Origin"),
-        }
+        let headers = self.headers().into_iter();
+        headers.fold(Response::builder(), |response, (name, value)| {
+            response.header(name, value)
+        })
+    }
+
+    /// What says so.
+    fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let Some(origin) = &self.0 else {
+            return Vec::new();
+        };
+        vec![
+            (header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()),
+            (header::VARY, HeaderValue::from_static("Origin")),
+        ]
     }
 }
 
-/// Says what a web page may send that the browser asks for first (Fetch, section 3.3.2).
-fn preflight(response: Builder) -> hyper::http::Result<Response<Body>> {
+/// What is answered to `OPTIONS`.
+fn options(response: Builder, allowed: &'static str) -> Builder {
     response
         .status(StatusCode::NO_CONTENT)
+        .header(header::ALLOW, allowed)
+        .header(header::CONNECTION, "close")
+}
+
+/// Says what a web page may send that the browser asks for first (Fetch, section 3.3.2).
+fn preflight(response: Builder) -> Builder {
+    response
         .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")
         .header(
             header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "content-type, last-event-id",
+            "content-type, idempotency-key, last-event-id, if-match",
         )
         .header(header::ACCESS_CONTROL_MAX_AGE, "600")
-        .header(header::CONNECTION, "close")
-        .body(whole(""))
 }
 
 /// The head of an event stream.
 fn event_stream(response: Builder) -> Builder {
     response
         .header(header::CONTENT_TYPE, "text/event-stream")
-        .header(header::CACHE_CONTROL, "no-store")
+        .header(header::CACHE_CONTROL, "no-store, no-transform")
         // Or nginx holds back what it thinks is not worth sending yet.
         .header("x-accel-buffering", "no")
         .header(header::CONNECTION, "close")
@@ -445,5 +489,29 @@ impl From<JoinError> for Refusal {
             JoinError::Full => Self::unavailable("no place for another room, try again later"),
             JoinError::Sealed => Self::unavailable("the server is shutting down"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    #[test]
+    fn a_server_that_drains_is_alive_and_takes_no_clients() {
+        let config = Arc::new(Config::default());
+        let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
+        let admission = Admission::new(&config, true);
+        let draining = CancellationToken::new();
+        let incoming = Arc::new(AllIncoming::new(1 << 20, Duration::from_secs(1)));
+        let routes = Routes::new(config, hub, incoming, admission, draining.clone());
+        let status = |path| match routes.health(&Method::GET, path) {
+            Ok(response) => response.unwrap().status().as_u16(),
+            Err(refusal) => refusal.status().as_u16(),
+        };
+        let paths = ["/livez", "/healthz", "/readyz"];
+        assert_eq!(paths.map(status), [200, 200, 200]);
+        draining.cancel();
+        assert_eq!(paths.map(status), [200, 503, 503]);
     }
 }

@@ -1,5 +1,7 @@
 //! The server: binding, accepting, draining.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +14,7 @@ use anyhow::anyhow;
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::select;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,7 @@ use tracing::{error, info, info_span, warn};
 use crate::admission::Admission;
 use crate::backend::Backend;
 use crate::config::Config;
+use crate::excerpt::excerpt;
 use crate::follower::Follower;
 use crate::http::{Guest, Http};
 use crate::hub::Hub;
@@ -30,8 +33,9 @@ use crate::message::Format;
 use crate::routes::Routes;
 use crate::session::Session;
 
-/// How many peers are told at a time that no place is left; beyond that they are only closed.
-const REFUSALS: usize = 256;
+/// Connections that exist at a time without a place, to be refused or to ask for the health of the
+/// server; beyond, the oldest gives way.
+const WITHOUT_PLACE: usize = 256;
 
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -41,7 +45,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 pub struct Server {
     listeners: Vec<TcpListener>,
     places: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
+    /// The connections without a place, the oldest first; each gives way when its sender is gone.
+    without_place: VecDeque<oneshot::Sender<Infallible>>,
     config: Arc<Config>,
     hub: Arc<Hub>,
     incoming: Arc<Incoming>,
@@ -62,7 +67,7 @@ impl Server {
         let only_local = addresses.all(|it| it.ip().is_loopback());
         let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
         let draining = CancellationToken::new();
-        let admission = Admission::new(config.allow_origin.clone(), only_local);
+        let admission = Admission::new(&config, only_local);
         let incoming = Arc::new(Incoming::new(
             config.max_incoming.bytes(),
             config.write_timeout.get(),
@@ -77,7 +82,7 @@ impl Server {
         Ok(Self {
             listeners,
             places: Arc::new(Semaphore::new(config.max_connections)),
-            refusals: Arc::new(Semaphore::new(REFUSALS)),
+            without_place: VecDeque::new(),
             http: Http::new(
                 Arc::new(routes),
                 config.open_timeout.get(),
@@ -149,25 +154,31 @@ impl Server {
     }
 
     /// Starts to serve a connection, as a task of `connections`.
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
-        let (permit, has_place) = match self.places.clone().try_acquire_owned() {
-            Ok(permit) => (permit, true),
-            Err(_) => match self.refusals.clone().try_acquire_owned() {
-                Ok(permit) => (permit, false),
-                Err(_) => return,
-            },
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+        let http = self.http.clone();
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let no_place = self.no_place();
+            connections.spawn(async move {
+                http.serve(stream, peer, Some(no_place)).await;
+            });
+            return;
         };
-        if !has_place {
-            warn!(%peer, "refused: --max-connections is reached");
+        let (config, incoming) = (self.config.clone(), self.incoming.clone());
+        connections.spawn(serve(stream, peer, place, http, config, incoming));
+    }
+
+    /// Ends when one more connection without a place has to give way to the next.
+    fn no_place(&mut self) -> oneshot::Receiver<Infallible> {
+        let waiting = &mut self.without_place;
+        if waiting.len() >= WITHOUT_PLACE {
+            waiting.retain(|it| !it.is_closed());
         }
-        let (http, config, incoming) = (
-            self.http.clone(),
-            self.config.clone(),
-            self.incoming.clone(),
-        );
-        connections.spawn(serve(
-            stream, peer, has_place, permit, http, config, incoming,
-        ));
+        if waiting.len() >= WITHOUT_PLACE {
+            waiting.pop_front();
+        }
+        let (sender, gives_way) = oneshot::channel();
+        waiting.push_back(sender);
+        gives_way
     }
 
     async fn drain(mut self, mut connections: JoinSet<()>) {
@@ -223,20 +234,19 @@ impl Monitor {
     }
 }
 
-/// One connection from its first byte to its last; `permit` is its place.
+/// One connection that has a `place`, from its first byte to its last.
 ///
 /// Its future is what a client costs through its life. The exchange has a box of its own, and what
 /// the exchange leaves behind is a session and nothing else.
 fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    has_place: bool,
-    permit: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
     http: Http,
     config: Arc<Config>,
     incoming: Arc<Incoming>,
 ) -> impl Future<Output = ()> {
-    let exchange = Box::pin(http.serve(stream, has_place));
+    let exchange = Box::pin(http.serve(stream, peer, None));
     async move {
         let mut client = match exchange.await {
             Some(guest) => Client::new(guest, peer, config, incoming),
@@ -248,7 +258,7 @@ fn serve(
         }
         // Its place is free when all else that it had is given back.
         drop(client);
-        drop(permit);
+        drop(place);
     }
 }
 
@@ -269,7 +279,7 @@ impl Client {
         config: Arc<Config>,
         incoming: Arc<Incoming>,
     ) -> Self {
-        let span = info_span!("client", %peer, room = guest.room);
+        let span = info_span!("client", %peer, room = &*excerpt(guest.room.as_bytes()));
         let (stream, membership) = (guest.stream, guest.membership);
         if membership.subscription.format() == Format::EventStream {
             let follower = Follower::new(stream, guest.head, membership, config, span);

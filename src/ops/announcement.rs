@@ -39,11 +39,13 @@ fn lines_with(
         let host = config.host_in_urls();
         lines.push(format!("open http://{host}:{port}/ in a browser"));
         if bound.iter().all(|it| it.ip().is_loopback()) {
-            lines.push(
-                "reachable from this machine alone: --host 0.0.0.0 lets other machines in, behind a \
-                 proxy add --allow-host NAME"
-                    .to_string(),
-            );
+            let behind_a_proxy = match config.allow_host.is_empty() {
+                true => ", behind a proxy add --allow-host NAME",
+                false => "",
+            };
+            lines.push(format!(
+                "reachable from this machine alone: --host 0.0.0.0 lets other machines in{behind_a_proxy}"
+            ));
         }
     }
     lines.push(

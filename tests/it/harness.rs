@@ -57,6 +57,8 @@ impl TestServer {
         let mut config = Config {
             host: "127.0.0.1".into(),
             port: 0,
+            // As the tests call it that write their requests by hand.
+            allow_host: vec!["test x".parse().unwrap()],
             ..Config::default()
         };
         change(&mut config);
@@ -309,7 +311,7 @@ impl RawClient {
     /// A handshake for `path`, with `more` header lines.
     pub(crate) fn handshake(path: &str, more: &str) -> String {
         format!(
-            "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
         )
     }

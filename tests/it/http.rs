@@ -84,7 +84,6 @@ async fn other_methods_are_answered_405() {
         ("POST /", "Content-Length: 5\r\n"),
         ("PUT /lobby", ""),
         ("DELETE /healthz", ""),
-        ("OPTIONS /", ""),
         ("BREW /", ""),
         ("POST /", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
     ] {
@@ -162,7 +161,7 @@ async fn a_handshake_that_is_not_one_is_refused_with_the_reason() {
         ("HTTP/1.1", "HTTP/1.0", 400),
         ("Host:", "Content-Length: 3\r\nHost:", 400),
         ("GET / HTTP/1.1", "GET /", 400),
-        ("Host: test", "Host test", 400),
+        ("Host: localhost", "Host localhost", 400),
     ] {
         let response = server.raw().await.request(&good.replace(from, to)).await;
         let expected = format!(" {status} ");
@@ -231,7 +230,7 @@ async fn what_is_no_request_is_told_so() {
         (
             "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n".to_owned(),
             400,
-            "no HTTP/1.1 request",
+            "Content-Length is not one number",
         ),
         (
             "GET /\x01 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod admission;
 mod browser;
 mod chromium;
 mod cli;
@@ -17,6 +18,7 @@ mod malice;
 mod nginx;
 mod plain_http;
 mod process;
+mod requests;
 mod room_names;
 mod rooms;
 mod slow;

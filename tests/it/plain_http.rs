@@ -219,7 +219,7 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
     let echo = TestServer::echo().await;
     let (code, head, answer) = ask(&echo, "POST /", "", b"x").await;
     assert_eq!(code, 405);
-    assert!(head.contains("allow: get, head\r\n"), "{head}");
+    assert!(head.contains("allow: get, head, options\r\n"), "{head}");
     assert!(answer.contains("--mode broadcast"), "{answer}");
 }
 
@@ -315,7 +315,9 @@ async fn an_event_stream_follows_a_room() {
         stream.head
     );
     assert!(
-        stream.head.contains("cache-control: no-store\r\n"),
+        stream
+            .head
+            .contains("cache-control: no-store, no-transform\r\n"),
         "{}",
         stream.head
     );
@@ -366,19 +368,29 @@ async fn an_event_stream_resumes_or_says_that_it_cannot() {
             .expect(&event(4))
             .await;
     }
-    for (id, missed) in [(ids[0].as_str(), "1"), ("5-5", "null")] {
+    // What is no id is one of another log: an EventSource that is answered 400 never comes back.
+    for (id, missed) in [
+        (ids[0].as_str(), "1"),
+        ("5-5", "null"),
+        ("x", "null"),
+        ("\u{e4}", "null"),
+        ("18446744073709551615-18446744073709551615", "null"),
+    ] {
         let mut stream = Stream::open(&server, "/", &last(id)).await;
         let gap = format!("event: gap\ndata: {{\"missed\":{missed}}}");
         stream.expect(&gap).await;
         stream.expect(&event(3)).await;
         stream.expect(&event(4)).await;
     }
-    for (path, more) in [("/?since=x", ""), ("/", "Last-Event-ID: x\r\n")] {
-        let more = format!("Accept: text/event-stream\r\n{more}");
-        let (code, _, answer) = ask(&server, &format!("GET {path}"), &more, b"").await;
-        assert_eq!(code, 400);
-        assert!(answer.contains("<epoch>-<seq>"), "{answer}");
-    }
+    // An empty one is none, a malformed one is a mistake, unless the header goes before it.
+    let first = Stream::open(&server, "/?since=", "").await.next().await;
+    assert_eq!(first.unwrap(), event(3));
+    let mut stream = Stream::open(&server, "/?since=x", &last("x")).await;
+    stream.expect("event: gap\ndata: {\"missed\":null}").await;
+    let more = "Accept: text/event-stream\r\n";
+    let (code, _, answer) = ask(&server, "GET /?since=x", more, b"").await;
+    assert_eq!(code, 400);
+    assert!(answer.contains("<epoch>-<seq>"), "{answer}");
 }
 
 #[tokio::test]
@@ -579,12 +591,7 @@ async fn a_page_of_another_origin_may_not_come_in() {
     );
     assert_eq!(server.monitor.rooms(), 0);
 
-    for origin in [
-        "http://test",
-        "https://test",
-        "http://localhost:3000",
-        "null",
-    ] {
+    for origin in ["http://test", "https://test"] {
         let allowed = format!("access-control-allow-origin: {origin}\r\n");
         let origin = format!("Origin: {origin}\r\n");
         let (code, head, _) = ask(&server, "POST /", &origin, b"x").await;
@@ -603,7 +610,8 @@ async fn a_page_of_another_origin_may_not_come_in() {
         let stream = Stream::open(&server, "/", &origin).await;
         assert!(stream.head.contains(&allowed), "{}", stream.head);
         let mut client = server.raw().await;
-        client.send(RawClient::handshake("/", &origin)).await;
+        let handshake = RawClient::handshake("/", &origin).replace("localhost", "test");
+        client.send(handshake).await;
         assert!(client.read_head().await.starts_with("HTTP/1.1 101"));
         // A refusal that the page may read.
         let (code, head, _) = ask(&server, "GET /?history&limit=0", &origin, b"").await;
@@ -618,7 +626,9 @@ async fn a_page_of_another_origin_may_not_come_in() {
     for (origin, code) in [
         ("https://a.example.com", 201),
         ("http://localhost", 403),
-        ("http://test", 403),
+        ("null", 403),
+        // Its own page.
+        ("http://test", 201),
     ] {
         let more = format!("Origin: {origin}\r\n");
         assert_eq!(

@@ -1,0 +1,279 @@
+//! Who may come in: names of the server, and web pages.
+
+use crate::harness::*;
+use crate::process::*;
+
+const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// Status code and what follows the status line of the answer to a request with these header lines.
+async fn ask(client: &mut RawClient, line: &str, more: &str) -> (u16, String) {
+    client.send(format!("{line} HTTP/1.1\r\n{more}\r\n")).await;
+    let head = client.read_head().await;
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    if code == 101 || head.contains("text/event-stream") {
+        return (code, head);
+    }
+    let body = String::from_utf8(client.read_to_end().await).unwrap();
+    (code, head + &body)
+}
+
+/// A server on loopback as it is without options.
+async fn plain() -> TestServer {
+    TestServer::quiet(|config| config.allow_host.clear()).await
+}
+
+#[tokio::test]
+async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
+    let server = plain().await;
+    let port = server.address.port();
+    let ways = [
+        ("GET /", HANDSHAKE),
+        ("GET /", "Accept: text/event-stream\r\n"),
+        ("GET /?history", ""),
+        ("POST /", "Content-Length: 1\r\n"),
+        ("PUT /", ""),
+        ("OPTIONS /", ""),
+        ("OPTIONS *", ""),
+    ];
+    for (line, more) in ways {
+        // As the browser has it for a page of that name, which is of the same origin then.
+        let more = format!("Host: evil.com:{port}\r\nOrigin: http://evil.com:{port}\r\n{more}");
+        let (code, answer) = ask(&mut server.raw().await, line, &more).await;
+        assert_eq!(code, 403, "{line}: {answer}");
+        let reason = "host \"evil.com\" is not allowed: --allow-host evil.com would let it in\n";
+        assert!(answer.ends_with(reason), "{answer}");
+    }
+    assert_eq!(server.monitor.rooms(), 0);
+    // What tells nothing and takes nothing is for all.
+    for path in ["/", "/lobby", "/livez", "/healthz", "/readyz"] {
+        let more = "Host: evil.com\r\nOrigin: http://evil.com\r\n";
+        let (code, _) = ask(&mut server.raw().await, &format!("GET {path}"), more).await;
+        assert_eq!(code, 200, "{path}");
+    }
+    for host in [
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "app.localhost",
+        "LOCALHOST.",
+    ] {
+        let more = format!("Host: {host}:{port}\r\nOrigin: http://{host}:{port}\r\n{HANDSHAKE}");
+        let (code, answer) = ask(&mut server.raw().await, "GET /", &more).await;
+        assert_eq!(code, 101, "{host}: {answer}");
+    }
+    // HTTP/1.0 without a name is no browser.
+    let mut old = server.raw().await;
+    let answer = old.request("GET /?history HTTP/1.0\r\n\r\n").await;
+    assert!(
+        answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"),
+        "{answer}"
+    );
+    for host in ["a b", "user@localhost", "localhost:x", "localhost/", "[::1"] {
+        let more = format!("Host: {host}\r\n");
+        let (code, answer) = ask(&mut server.raw().await, "GET /?history", &more).await;
+        assert_eq!(code, 400, "{host}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn behind_a_proxy_the_server_has_the_name_it_is_given_and_no_page_of_this_machine() {
+    let server = TestServer::quiet(|config| {
+        config.allow_host = vec!["chat.example.com *.example.org".parse().unwrap()];
+    })
+    .await;
+    for (host, origin, code) in [
+        ("chat.example.com", "https://chat.example.com", 101),
+        ("a.example.org", "https://a.example.org", 101),
+        ("localhost", "http://localhost:3000", 101),
+        ("localhost", "null", 101),
+        ("chat.example.com", "null", 403),
+        ("chat.example.com", "file://", 403),
+        ("chat.example.com", "http://localhost:3000", 403),
+        ("chat.example.com", "http://127.0.0.1", 403),
+        ("chat.example.com", "https://evil.com", 403),
+        ("evil.com", "https://evil.com", 403),
+        // Not a browser.
+        ("chat.example.com", "", 101),
+        ("chat.example.com", "wss://chat.example.com/lobby", 101),
+        ("chat.example.com:8765", "ws://chat.example.com:8765", 101),
+        ("chat.example.com:8765", "ws://chat.example.com", 403),
+    ] {
+        let origin = match origin {
+            "" => String::new(),
+            it => format!("Origin: {it}\r\n"),
+        };
+        let more = format!("Host: {host}\r\n{origin}{HANDSHAKE}");
+        let (status, answer) = ask(&mut server.raw().await, "GET /", &more).await;
+        assert_eq!(status, code, "{host} {origin}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_its_browser_does_not_name_takes_no_place() {
+    let server = plain().await;
+    let fetch = |site: &str, mode: &str| {
+        format!("Host: localhost\r\nSec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n")
+    };
+    for (line, more) in [
+        ("GET /", "Accept: text/event-stream\r\n"),
+        ("GET /?history", ""),
+    ] {
+        for (site, mode, code) in [
+            ("cross-site", "no-cors", 403),
+            ("cross-site", "navigate", 200),
+            ("same-origin", "cors", 200),
+            ("none", "navigate", 200),
+        ] {
+            let more = format!("{}{more}", fetch(site, mode));
+            let (status, answer) = ask(&mut server.raw().await, line, &more).await;
+            assert_eq!(status, code, "{line} {site} {mode}: {answer}");
+            assert_eq!(answer.contains("--allow-origin"), code == 403, "{answer}");
+        }
+    }
+    // The page and the answer whether the server is up are for all.
+    for path in ["/", "/healthz"] {
+        let more = fetch("cross-site", "no-cors");
+        let (code, _) = ask(&mut server.raw().await, &format!("GET {path}"), &more).await;
+        assert_eq!(code, 200);
+    }
+}
+
+#[tokio::test]
+async fn origins_and_hosts_can_be_listed_in_the_environment() {
+    let mut command = wscast("--host 127.0.0.1 --port 0");
+    command.env("WSCAST_ALLOW_HOST", "a.test *.b.test").env(
+        "WSCAST_ALLOW_ORIGIN",
+        "capacitor://localhost,null http://c.test:*",
+    );
+    let process = Process::spawn(command).await;
+    for (host, origin, code) in [
+        ("a.test", "capacitor://localhost", 101),
+        ("x.b.test", "null", 101),
+        ("x.b.test", "http://c.test:3000", 101),
+        ("x.b.test", "http://c.test", 101),
+        ("c.test", "null", 403),
+        ("a.test", "https://c.test", 403),
+        // As arduinoWebSockets has it: `null` says as much and more.
+        ("a.test", "file://", 101),
+    ] {
+        let more = format!("Host: {host}\r\nOrigin: {origin}\r\n{HANDSHAKE}");
+        let mut client = RawClient::connect(process.address).await;
+        let (status, answer) = ask(&mut client, "GET /", &more).await;
+        assert_eq!(status, code, "{host} {origin}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_refused_peer_says_is_shown_as_an_excerpt() {
+    let mut process = Process::start("").await;
+    let long = "\u{e4}\u{202e}".repeat(2900);
+    for (host, origin, path) in [
+        ("localhost", long.as_str(), "/"),
+        ("localhost", &format!("http://{}", "x".repeat(15_000)), "/"),
+        (&"x".repeat(15_000), "null", "/"),
+        (
+            "localhost",
+            "http://evil.com",
+            &format!("/{}", "x".repeat(200)),
+        ),
+    ] {
+        let more = format!("Host: {host}\r\nOrigin: {origin}\r\n{HANDSHAKE}");
+        let mut client = RawClient::connect(process.address).await;
+        let (code, answer) = ask(&mut client, &format!("GET {path}"), &more).await;
+        assert_eq!(code, 403);
+        assert!(answer.len() < 3000, "{answer}");
+        let line = next_line(&mut process.log, "refused: ").await;
+        assert!(line.len() < 3000 && line.contains(" bytes)"), "{line}");
+        assert!(
+            line.contains("status=403") && line.contains("peer=127.0.0.1:"),
+            "{line}"
+        );
+    }
+    // The room of a client, too.
+    let mut client = RawClient::connect(process.address).await;
+    client.upgrade(&format!("/{}", "r".repeat(200))).await;
+    let line = next_line(&mut process.log, "client connected").await;
+    assert!(
+        line.contains("r… (201 bytes)\"") && !line.contains(&"r".repeat(101)),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_a_few_lines_and_a_count() {
+    const MANY: usize = 200;
+    let mut process = Process::start("").await;
+    for _ in 0..MANY {
+        let more = format!("Host: localhost\r\nOrigin: http://evil.com\r\n{HANDSHAKE}");
+        let mut client = RawClient::connect(process.address).await;
+        assert_eq!(ask(&mut client, "GET /", &more).await.0, 403);
+    }
+    // Another kind has lines of its own.
+    let mut client = RawClient::connect(process.address).await;
+    assert_eq!(
+        ask(&mut client, "PUT /", "Host: localhost\r\n").await.0,
+        405
+    );
+    // What is counted last is told at the end at the latest.
+    process.signal("-TERM").await;
+    assert_eq!(process.exit_code().await, Some(0));
+    let (mut lines, mut counted, mut others) = (0, 0, 0);
+    while let Some(line) = process.log.next_line().await.unwrap() {
+        if line.contains("status=405") {
+            others += 1;
+        } else if let Some((_, count)) = line.split_once("refused: … and ") {
+            counted += count.split(' ').next().unwrap().parse::<usize>().unwrap();
+        } else if line.contains("refused: ") {
+            lines += 1;
+        }
+    }
+    assert_eq!((lines + counted, others), (MANY, 1));
+    // Five a second, and it does not take many.
+    assert!(lines < MANY / 2, "{lines} lines");
+}
+
+#[tokio::test]
+async fn a_count_of_refusals_comes_without_another_one() {
+    let mut process = Process::start("").await;
+    for _ in 0..8 {
+        let mut client = RawClient::connect(process.address).await;
+        assert_eq!(
+            ask(&mut client, "PUT /", "Host: localhost\r\n").await.0,
+            405
+        );
+    }
+    for _ in 0..5 {
+        next_line(&mut process.log, "refused: use GET").await;
+    }
+    next_line(&mut process.log, "refused: … and 3 more like it").await;
+}
+
+#[tokio::test]
+async fn unknown_subprotocols_are_named_in_the_log() {
+    let mut process = Process::start("").await;
+    for (offered, shown) in [
+        (
+            "wscast.v1.json, graphql-ws, soap",
+            Some("\"graphql-ws, soap\""),
+        ),
+        ("wscast.v1.json", None),
+        (&"x".repeat(1000), Some("x… (1000 bytes)\"")),
+    ] {
+        let mut client = RawClient::connect(process.address).await;
+        let more = format!("Sec-WebSocket-Protocol: {offered}\r\n");
+        client.send(RawClient::handshake("/", &more)).await;
+        assert!(client.read_head().await.starts_with("HTTP/1.1 101 "));
+        let line = next_line(&mut process.log, "").await;
+        let expected = shown.unwrap_or("client connected");
+        let line = match line.contains("listening") || line.contains("client left") {
+            true => next_line(&mut process.log, "").await,
+            false => line,
+        };
+        assert!(line.contains(expected), "{line}");
+        if shown.is_some() {
+            assert!(line.contains("unknown subprotocols"), "{line}");
+            next_line(&mut process.log, "client connected").await;
+        }
+    }
+}
