@@ -58,7 +58,7 @@ impl TestServer {
             host: "127.0.0.1".into(),
             port: 0,
             // As the tests call it that write their requests by hand.
-            allow_host: vec!["test x".parse().unwrap()],
+            allow_host: ["test", "x"].map(|it| it.parse().unwrap()).into(),
             ..Config::default()
         };
         change(&mut config);

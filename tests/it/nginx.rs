@@ -15,13 +15,15 @@ pub(crate) struct Nginx {
     _folder: tempfile::TempDir,
 }
 
-/// The README's `location` for a server at `server`.
-fn location(server: SocketAddr) -> String {
+/// The README's `server` at `address`, in front of the one at `server`.
+fn configuration(address: SocketAddr, server: SocketAddr) -> String {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("```nginx\n").unwrap();
-    let (location, _) = rest.split_once("```").unwrap();
-    assert!(location.contains("http://127.0.0.1:8765"), "{location}");
-    location.replace("127.0.0.1:8765", &server.to_string())
+    let (block, _) = rest.split_once("```").unwrap();
+    assert!(block.contains("listen 80 ") && block.contains("http://127.0.0.1:8765"));
+    block
+        .replace("listen 80 ", &format!("listen {address} "))
+        .replace("127.0.0.1:8765", &server.to_string())
 }
 
 impl Nginx {
@@ -33,20 +35,21 @@ impl Nginx {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let location = location(server);
+        let block = configuration(address, server);
         let config = format!(
-            "daemon off; pid {path}/pid; error_log {path}/error.log; worker_processes 1;\n\
+            "daemon off; master_process off; pid {path}/pid; error_log {path}/error.log; worker_processes 1;\n\
              events {{ }}\n\
              http {{\n access_log off;\n client_body_temp_path {path}/body;\n\
              proxy_temp_path {path}/proxy;\n fastcgi_temp_path {path}/fastcgi;\n\
              uwsgi_temp_path {path}/uwsgi;\n scgi_temp_path {path}/scgi;\n\
-             server {{ listen {address};\n{location}\n}}\n}}\n"
+             {block}\n}}\n"
         );
         std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
         let spawned = Command::new("nginx")
             .args(["-e", "stderr", "-c", &format!("{path}/nginx.conf")])
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin")
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn();
         let process = match spawned {
