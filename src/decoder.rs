@@ -99,7 +99,7 @@ impl Decoder {
         let mut at = 0;
         while !self.has_ended() {
             let front = self.door.front(&mut bytes[at..]);
-            match &front {
+            match front {
                 Front::Foreign(length) => {
                     foreign.extend_from_slice(&bytes[at..at + length]);
                     at += length;
@@ -111,14 +111,14 @@ impl Decoder {
                     at += payload.end;
                     continue;
                 }
-                _ => {}
-            }
-            if !foreign.is_empty() {
-                self.ask_tungstenite(mem::take(&mut foreign), sink);
-                // Which may have ended it.
-                if self.has_ended() {
-                    break;
+                // Which may end it.
+                _ if !foreign.is_empty() => {
+                    self.ask_tungstenite(mem::take(&mut foreign), sink);
+                    if self.has_ended() {
+                        break;
+                    }
                 }
+                _ => {}
             }
             match front {
                 Front::Message(kind, payload, length) => {
@@ -130,16 +130,15 @@ impl Decoder {
                     at += length;
                 }
                 Front::TooLong => self.pending().ended = Some(Disconnect::TooBig),
-                Front::Foreign(_) | Front::Part(..) | Front::Partial(_) => {
-                    if let (Some(kept), Front::Partial(lacks)) = (bytes.get(at..), front)
-                        && !kept.is_empty()
-                    {
+                Front::Partial(lacks) => {
+                    if at < bytes.len() {
                         let pending = self.pending();
-                        pending.kept = kept.to_vec();
+                        pending.kept = bytes[at..].to_vec();
                         pending.kept_lacks = lacks;
                     }
                     break;
                 }
+                Front::Foreign(_) | Front::Part(..) => {}
             }
         }
         self.tidy();
@@ -174,7 +173,9 @@ impl Decoder {
         let pending = self.pending();
         let echo = pending.echo.take();
         let frame = frame.map(|frame| Frame::close(Some(frame))).or(echo);
-        frame.map(|frame| pending.answers.close(frame));
+        if let Some(frame) = frame {
+            pending.answers.close(frame);
+        }
     }
 
     /// Drops what is held of a message that is not complete; nothing can be decoded behind it.
@@ -293,7 +294,9 @@ impl Answers {
         if self.closed {
             return;
         }
-        self.late.take().map(|late| self.push(late));
+        if let Some(late) = self.late.take() {
+            self.push(late);
+        }
         self.push(close);
         self.closed = true;
     }

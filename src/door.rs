@@ -85,6 +85,37 @@ impl Door {
 
     /// Looks at the bytes that follow those it told of before.
     pub fn front(&mut self, bytes: &mut [u8]) -> Front {
+        match self.whole_message(bytes) {
+            Some(message) => message,
+            None => self.other(bytes),
+        }
+    }
+
+    /// The message at the front, where it is all of one frame, which nearly always is so.
+    fn whole_message(&self, bytes: &mut [u8]) -> Option<Front> {
+        if !self.is_between_messages() {
+            return None;
+        }
+        let header = Header::parse(bytes)?;
+        let (kind, mask) = (header.message()?, header.mask?);
+        if header.payload > self.max_message {
+            return None;
+        }
+        let payload = header.length as usize..(header.length + header.payload) as usize;
+        let there = bytes.get_mut(payload.clone())?;
+        let is_ascii = unmask(there, mask);
+        if is_ascii || kind == Kind::Binary || std::str::from_utf8(there).is_ok() {
+            let length = payload.end;
+            return Some(Front::Message(kind, payload, length));
+        }
+        // As it came, for tungstenite to say what is wrong.
+        unmask(there, mask);
+        None
+    }
+
+    /// All else that may stand at the front.
+    #[cold]
+    fn other(&mut self, bytes: &mut [u8]) -> Front {
         if bytes.is_empty() {
             return Front::Partial(1);
         }
@@ -102,43 +133,25 @@ impl Door {
         };
         let end = header.length.saturating_add(header.payload);
         let missing = end.saturating_sub(bytes.len() as u64);
-        let payload = header.length as usize..end as usize;
         if let (Some(control), Some(mask)) = (header.control(), header.mask) {
             if missing > 0 {
                 return Front::Partial(missing);
             }
+            let payload = header.length as usize..end as usize;
             unmask(&mut bytes[payload.clone()], mask);
             if control != Control::Close || is_valid_close(&bytes[payload.clone()]) {
                 return Front::Control(control, payload, end as usize);
             }
             unmask(&mut bytes[payload], mask);
-        } else if let (Some(kind), Some(mask), false) =
-            (header.message(), header.mask, self.fragmented)
-            && header.payload <= self.max_message
-        {
-            if missing > 0 && end <= PARTIAL_MAX as u64 {
-                return Front::Partial(missing);
-            }
-            if missing == 0 {
-                let is_ascii = unmask(&mut bytes[payload.clone()], mask);
-                if is_ascii
-                    || kind == Kind::Binary
-                    || std::str::from_utf8(&bytes[payload.clone()]).is_ok()
-                {
-                    return Front::Message(kind, payload, end as usize);
-                }
-                // As it came, for tungstenite to say what is wrong.
-                unmask(&mut bytes[payload], mask);
-            }
-        }
-        if let (true, Some(mask)) = (header.is_data(self.fragmented), header.mask) {
+        } else if let (true, Some(mask)) = (header.is_data(self.fragmented), header.mask) {
             if self.fragmented && header.payload > self.max_message.saturating_sub(self.held) {
                 return Front::TooLong;
             }
-            if missing == header.payload && missing > 0 {
-                return Front::Partial(missing);
-            }
             if header.payload <= self.max_message {
+                let is_short = header.is_final() && end <= PARTIAL_MAX as u64;
+                if missing > 0 && (missing == header.payload || (!self.fragmented && is_short)) {
+                    return Front::Partial(missing);
+                }
                 self.fragmented = true;
                 self.rest = Some(Rest {
                     first: header.first,
@@ -149,7 +162,7 @@ impl Door {
             }
         }
         self.foreign = end;
-        self.front(bytes)
+        self.other(bytes)
     }
 
     /// What is there of the current frame, as a frame of its own; its payload begins at `start`.
@@ -279,6 +292,10 @@ impl Header {
             length: 2 + extended + masked,
             payload,
         })
+    }
+
+    fn is_final(&self) -> bool {
+        self.first & FIN != 0
     }
 
     /// The kind of message that it carries, where that is in this frame alone.

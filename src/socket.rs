@@ -447,8 +447,20 @@ impl<S: Transport> Socket<S> {
 /// to a reset that unread data would cause (RFC 6455, section 7.1.1).
 pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     if stream.shutdown().await.is_ok() {
-        tokio::io::copy(stream, &mut tokio::io::sink()).await.ok();
+        while poll_fn(|cx| poll_discard(stream, cx)).await {
+            // One that never stops sending takes turns with the others.
+            yield_now().await;
+        }
     }
+}
+
+/// Reads something and discards it; returns whether there was anything.
+fn poll_discard<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>) -> Poll<bool> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut read = ReadBuf::new(&mut buffer[..READ_OF_SMALL_MESSAGES]);
+        let outcome = ready!(Pin::new(stream).poll_read(cx, &mut read));
+        Poll::Ready(outcome.is_ok() && !read.filled().is_empty())
+    })
 }
 
 /// Writes and removes all of `frames`, in as few writes as possible; returns whether the peer kept
