@@ -66,6 +66,9 @@ struct Rest {
 /// is passed on in parts.
 pub const PARTIAL_MAX: usize = 64 * 1024;
 
+/// The most that a part holds, as tungstenite has a copy of it beside the message.
+const PART_MAX: usize = 64 * 1024;
+
 /// The longest payload of a control frame, whatever a message may have (RFC 6455, section 5.5).
 pub const CONTROL_MAX: u64 = 125;
 
@@ -168,7 +171,8 @@ impl Door {
     /// What is there of the current frame, as a frame of its own; its payload begins at `start`.
     fn part(&mut self, bytes: &[u8], start: usize) -> Front {
         let rest = self.rest.take().expect("the rest of a frame is to come");
-        let there = rest.length.min((bytes.len() - start) as u64) as usize;
+        let there = (bytes.len() - start).min(PART_MAX);
+        let there = rest.length.min(there as u64) as usize;
         let is_last = there as u64 == rest.length;
         let first = if is_last {
             rest.first
