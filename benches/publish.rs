@@ -8,9 +8,10 @@ use std::task::{Context, Waker};
 
 use divan::Bencher;
 use wscast::config::{Config, Mode, Size};
-use wscast::message::{Kind, Outbox};
+use wscast::format::Outbox;
+use wscast::format::{BatchBuilder, Plain};
+use wscast::message::Kind;
 use wscast::room::{Follow, Room, Subscription};
-use wscast::wire::{Draft, Plain};
 
 fn main() {
     divan::main();
@@ -36,7 +37,7 @@ fn publish(bencher: Bencher<'_, '_>, clients: usize) {
             for subscription in subscriptions.borrow_mut().iter_mut() {
                 let _ = subscription.poll_next(&mut cx, &mut Outbox::new());
             }
-            let mut draft = Draft::default();
+            let mut draft = BatchBuilder::default();
             plain.encode(Kind::Text, &[b'x'; 64], &mut draft);
             draft.take().unwrap()
         })

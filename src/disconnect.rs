@@ -2,8 +2,8 @@
 
 use std::io;
 
-use tungstenite::protocol::CloseFrame;
-use tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 /// The one reason why a session ended; the error type of a session, so `?` ends it.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,7 @@
 //! The rooms by name: joining, leaving, and which of them is forgotten when space runs out.
 
+pub mod ranking;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::backend::Backend;
 use crate::config::Config;
-use crate::message::{Batch, Format, Frames, MessageId};
-use crate::ranking::{Ranked, Ranking};
+use crate::format::{self, Batch, Event, Format, Frames, Plain};
+use crate::message::MessageId;
 use crate::room::{Follow, Room, Sealed, Start, Subscription};
-use crate::wire::{self, Event, Plain};
+use crate::store::Store;
+use ranking::{Ranked, Ranking};
 
 /// All rooms of a server.
 ///
@@ -22,7 +24,7 @@ use crate::wire::{self, Event, Plain};
 pub struct Hub {
     config: Arc<Config>,
     plain: Arc<Plain>,
-    backend: Backend,
+    store: Store,
     rooms: Mutex<Rooms>,
     /// Bytes of memory that all histories take.
     total: Arc<AtomicUsize>,
@@ -61,11 +63,11 @@ pub enum JoinError {
 
 impl Hub {
     /// A hub without rooms.
-    pub fn new(config: Arc<Config>, backend: Backend) -> Self {
+    pub fn new(config: Arc<Config>, store: Store) -> Self {
         Self {
             plain: Arc::new(Plain::new(&config)),
             config,
-            backend,
+            store,
             rooms: Mutex::default(),
             total: Arc::default(),
         }
@@ -89,7 +91,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`JoinError`], and no room is made then.
-    pub fn enter(self: &Arc<Self>, name: &str) -> Result<Presence, JoinError> {
+    pub fn enter(self: &Arc<Self>, name: &str) -> Result<RoomGuard, JoinError> {
         // Dropped after the lock is free again.
         let _forgotten;
         let mut rooms = self.rooms.lock();
@@ -101,7 +103,7 @@ impl Hub {
             if rooms.by_name.len() >= self.config.max_rooms {
                 _forgotten = rooms.forget_longest_empty().ok_or(JoinError::Full)?;
             }
-            let room = Room::new(&self.config, self.backend.begin(), self.total.clone());
+            let room = Room::new(&self.config, self.store.begin(), self.total.clone());
             let entry = Entry {
                 room: Arc::new(room),
                 clients: 0,
@@ -117,7 +119,7 @@ impl Hub {
             rooms.empty.remove(&entry.departed);
         }
         entry.clients += 1;
-        Ok(Presence {
+        Ok(RoomGuard {
             hub: self.clone(),
             name: name.into(),
             room: entry.room.clone(),
@@ -210,13 +212,13 @@ pub struct Membership {
     /// Where that was at first.
     pub start: Start,
     /// What keeps the room.
-    pub presence: Presence,
+    pub presence: RoomGuard,
 }
 
 impl Membership {
     /// What greets the client, if anything does.
     pub fn greeting(&self) -> Option<Bytes> {
-        let Presence { hub, name, .. } = &self.presence;
+        let RoomGuard { hub, name, .. } = &self.presence;
         let format = self.subscription.format();
         if format == Format::Plain {
             return hub.plain.greeting();
@@ -229,20 +231,20 @@ impl Membership {
             resumed: self.start.resumed,
             missed: self.start.missed,
         };
-        Some(wire::render_event(&welcome, format))
+        Some(format::render_event(&welcome, format))
     }
 }
 
 /// Somebody in a room, who keeps it. The room is forgotten at once if it has neither history nor
 /// anybody in it.
 #[derive(Debug)]
-pub struct Presence {
+pub struct RoomGuard {
     hub: Arc<Hub>,
     name: Arc<str>,
     room: Arc<Room>,
 }
 
-impl Presence {
+impl RoomGuard {
     /// How messages look in this room.
     pub fn plain(&self) -> &Arc<Plain> {
         &self.hub.plain
@@ -258,13 +260,13 @@ impl Presence {
     /// # Errors
     /// [`Sealed`] when the server is shutting down; the messages are not in the log then.
     pub fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
-        let batch = self.hub.backend.publish(&self.room, frames)?;
+        let batch = self.room.deliver(frames)?;
         self.hub.settle(&self.room);
         Ok(batch)
     }
 }
 
-impl Drop for Presence {
+impl Drop for RoomGuard {
     fn drop(&mut self) {
         let mut rooms = self.hub.rooms.lock();
         let rooms = &mut *rooms;
@@ -286,12 +288,22 @@ impl Drop for Presence {
     }
 }
 
+impl Ranked for Room {
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
+    }
+
+    fn rank(&self) -> &AtomicUsize {
+        Self::rank(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Mode, Size};
+    use crate::format::BatchBuilder;
     use crate::message::Kind;
-    use crate::wire::Draft;
 
     fn hub(change: impl FnOnce(&mut Config)) -> Arc<Hub> {
         let mut config = Config {
@@ -299,11 +311,11 @@ mod tests {
             ..Config::default()
         };
         change(&mut config);
-        Arc::new(Hub::new(Arc::new(config), Backend::memory()))
+        Arc::new(Hub::new(Arc::new(config), Store::memory()))
     }
 
-    fn publish(presence: &Presence, text: &str) -> Arc<Batch> {
-        let mut draft = Draft::default();
+    fn publish(presence: &RoomGuard, text: &str) -> Arc<Batch> {
+        let mut draft = BatchBuilder::default();
         presence
             .plain()
             .encode(Kind::Text, text.as_bytes(), &mut draft);

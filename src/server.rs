@@ -21,17 +21,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
 use crate::admission::Admission;
-use crate::backend::Backend;
+use crate::client::event_stream::EventStream;
+use crate::client::incoming::Incoming;
+use crate::client::session::Session;
 use crate::config::Config;
 use crate::excerpt::excerpt;
-use crate::follower::Follower;
-use crate::http::{Guest, Http};
+use crate::format::Format;
+use crate::http::exchange::{Http, Upgraded};
+use crate::http::routes::Routes;
 use crate::hub::Hub;
-use crate::incoming::Incoming;
-use crate::listener::listen;
-use crate::message::Format;
-use crate::routes::Routes;
-use crate::session::Session;
+use crate::store::Store;
+use crate::transport::listener::listen;
 
 /// Connections that exist at a time without a place, to be refused or to ask for the health of the
 /// server; beyond, the oldest gives way.
@@ -65,7 +65,7 @@ impl Server {
         let listeners = listen(&config.host, config.port).await?;
         let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
         let only_local = addresses.all(|it| it.ip().is_loopback());
-        let hub = Arc::new(Hub::new(config.clone(), Backend::memory()));
+        let hub = Arc::new(Hub::new(config.clone(), Store::memory()));
         let draining = CancellationToken::new();
         let admission = Admission::new(&config, only_local);
         let incoming = Arc::new(Incoming::new(
@@ -269,12 +269,12 @@ fn serve(
 )]
 enum Client {
     WebSocket(Session<TcpStream>),
-    EventStream(Box<Follower<TcpStream>>),
+    EventStream(Box<EventStream<TcpStream>>),
 }
 
 impl Client {
     fn new(
-        guest: Guest<TcpStream>,
+        guest: Upgraded<TcpStream>,
         peer: SocketAddr,
         config: Arc<Config>,
         incoming: Arc<Incoming>,
@@ -282,7 +282,7 @@ impl Client {
         let span = info_span!("client", %peer, room = &*excerpt(guest.room.as_bytes()));
         let (stream, membership) = (guest.stream, guest.membership);
         if membership.subscription.format() == Format::EventStream {
-            let follower = Follower::new(stream, guest.head, membership, config, span);
+            let follower = EventStream::new(stream, guest.head, membership, config, span);
             Self::EventStream(Box::new(follower))
         } else {
             let ahead = guest.ahead;

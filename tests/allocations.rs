@@ -8,9 +8,10 @@ use std::task::{Context, Waker};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use wscast::config::{Config, Mode};
-use wscast::message::{Kind, Outbox};
+use wscast::format::Outbox;
+use wscast::format::{BatchBuilder, Plain};
+use wscast::message::Kind;
 use wscast::room::{Follow, Room, Subscription};
-use wscast::wire::{Draft, Plain};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -27,7 +28,7 @@ fn allocations_of_a_message(clients: usize) -> usize {
     let mut subscriptions: Vec<Subscription> = (0..clients)
         .map(|_| room.subscribe(Follow::default()).0)
         .collect();
-    let mut draft = Draft::default();
+    let mut draft = BatchBuilder::default();
     let mut allocations = 0;
     // The first rounds set the queues up.
     for _ in 0..3 {

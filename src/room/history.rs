@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::message::Batch;
+use crate::format::Batch;
 
 /// The newest messages of a log, in order, without holes.
 ///
@@ -180,7 +180,8 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Frames, Kind, Mark, MessageId};
+    use crate::format::{Frames, Mark};
+    use crate::message::{Kind, MessageId};
     use proptest::prelude::*;
 
     /// A batch of messages with so many payload bytes each.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
-use crate::message::Batch;
+use crate::format::Batch;
 
 /// What waits, in order; room for what mostly waits, without an allocation.
 pub type Batches = SmallVec<[Arc<Batch>; 2]>;

@@ -2,7 +2,7 @@
 
 use hyper::StatusCode;
 
-use crate::refusal::Refusal;
+use super::refusal::Refusal;
 
 /// Bytes that the head of a request may have.
 pub const HEAD_MAX: usize = 16 * 1024;

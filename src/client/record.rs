@@ -7,7 +7,7 @@ use crate::disconnect::Disconnect;
 
 /// What the log says of a client when it is gone, whichever way it goes.
 #[derive(Debug)]
-pub struct Farewell {
+pub struct ConnectionRecord {
     /// What tells its log lines from others'.
     pub span: Span,
     since: Instant,
@@ -19,7 +19,7 @@ pub struct Farewell {
     pub why: Option<Disconnect>,
 }
 
-impl Farewell {
+impl ConnectionRecord {
     /// Says that a client has come, and will say when it is gone.
     pub fn new(span: Span) -> Self {
         info!(parent: &span, "client connected");
@@ -33,7 +33,7 @@ impl Farewell {
     }
 }
 
-impl Drop for Farewell {
+impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         let Self {
             span,

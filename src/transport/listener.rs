@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tracing::warn;
 
-use crate::port_owner;
+use crate::transport::port_owner;
 
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;

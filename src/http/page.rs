@@ -1,18 +1,16 @@
 //! The client page, and the headers that it is served with.
 
-use std::convert::Infallible;
 use std::sync::LazyLock;
 
-use bytes::Bytes;
 use data_encoding::{BASE64, HEXLOWER};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::header::{self, HeaderMap};
 use hyper::{Response, StatusCode, http};
 use sha2::{Digest, Sha256};
 
+use super::response::{Body, NO_SNIFFING, whole};
+
 /// The page for people, also usable as a file of its own.
-const PAGE: &str = include_str!("../static/client.html");
+const PAGE: &str = include_str!("../../static/client.html");
 
 /// What the page may do: run its own style and script, nothing that somebody slipped in, and talk
 /// to WebSocket servers. (Not every browser takes `'self'` for one.)
@@ -64,17 +62,6 @@ pub fn respond(request: &HeaderMap) -> http::Result<Response<Body>> {
         .header(header::REFERRER_POLICY, "no-referrer")
         .body(whole(PAGE))
 }
-
-/// What a response carries.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-/// A body that is there already.
-pub fn whole(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).boxed_unsync()
-}
-
-/// A body is what its type says, and never taken for a page.
-pub const NO_SNIFFING: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
 
 fn is_known(request: &HeaderMap) -> bool {
     let known = request.get_all(header::IF_NONE_MATCH).iter();

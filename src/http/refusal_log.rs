@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::refusal::Refusal;
+use crate::http::refusal::Refusal;
 
 /// Refusals with one status that are logged in one [`SPELL`]; of those behind them only the count is.
 const LOGGED: u64 = 5;

@@ -5,7 +5,8 @@ use std::fmt;
 use tracing::{Span, info};
 
 use crate::excerpt::excerpt;
-use crate::message::{Frames, Kind};
+use crate::format::Frames;
+use crate::message::Kind;
 
 /// Logs messages that came from a client.
 pub fn received(span: &Span, frames: &Frames) {

@@ -1,20 +1,18 @@
 //! What a request says: what it wants, from where, and what it brings.
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use data_encoding::{BASE64, Encoding};
-use hyper::body::{Body as _, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, StatusCode, Version};
-use tungstenite::handshake::derive_accept_key;
 
+use super::refusal::Refusal;
 use crate::config::{Host, Time};
 use crate::excerpt::excerpt;
 use crate::message::MessageId;
-use crate::refusal::Refusal;
-use crate::room_name::{NotARoom, RoomName};
+use crate::protocol::handshake::has_token;
+use crate::room::name::{NotARoom, RoomName};
 
 /// How long somebody who publishes may wait for receipts, and does where nothing else is said.
 const RECEIPT_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -158,66 +156,4 @@ pub fn since(request: &Request<Incoming>) -> Result<Option<MessageId>, Refusal> 
     since
         .transpose()
         .map_err(|error| Refusal::bad(format!("since: {error}")))
-}
-
-/// How a key is written: base64, whatever stands in the bits of its end that mean nothing.
-static KEY: LazyLock<Encoding> = LazyLock::new(|| {
-    let mut base64 = BASE64.specification();
-    base64.check_trailing_bits = false;
-    base64.encoding().expect("base64 is an encoding")
-});
-
-/// Checks an opening handshake (RFC 6455, section 4.2.1); returns what `Sec-WebSocket-Accept` has to
-/// say.
-///
-/// # Errors
-/// A [`Refusal`].
-pub fn check_handshake(request: &Request<Incoming>) -> Result<String, Refusal> {
-    let headers = request.headers();
-    if request.version() != Version::HTTP_11 {
-        return Err(Refusal::bad("a WebSocket handshake needs HTTP/1.1"));
-    }
-    if !has_token(headers, header::CONNECTION, "upgrade") {
-        return Err(Refusal::bad(
-            "a WebSocket handshake needs the header Connection: Upgrade",
-        ));
-    }
-    if !request.body().is_end_stream() {
-        return Err(Refusal::bad("a WebSocket handshake has no body"));
-    }
-    if headers
-        .get(header::SEC_WEBSOCKET_VERSION)
-        .is_none_or(|version| version != "13")
-    {
-        return Err(
-            Refusal::new(StatusCode::UPGRADE_REQUIRED, "use WebSocket version 13")
-                .with(header::SEC_WEBSOCKET_VERSION, "13"),
-        );
-    }
-    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
-    let (Some(key), None) = (keys.next(), keys.next()) else {
-        return Err(Refusal::bad(
-            "a WebSocket handshake needs one Sec-WebSocket-Key",
-        ));
-    };
-    if KEY.decode(key.as_bytes()).map_or(0, |nonce| nonce.len()) != 16 {
-        return Err(Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64"));
-    }
-    Ok(derive_accept_key(key.as_bytes()))
-}
-
-/// The tokens of a header that is a list of them, without their parameters.
-pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|it| it.split(';').next())
-        .map(str::trim)
-}
-
-/// Whether a header that is a list of tokens has `token` among them, in any case.
-pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
-    tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
 }

@@ -1,24 +1,20 @@
-//! Where the logs live: who numbers a message, and when it may be delivered.
+//! Where logs live: today in memory, where all that it has to say is how ids begin.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::message::{Batch, Frames};
-use crate::room::{Room, Sealed};
-
-/// The seam between rooms and the place where their logs are kept.
+/// The place where the logs of all rooms are kept.
 #[derive(Debug)]
-pub enum Backend {
-    /// In the memory of this process: a message has its id, and is delivered, at once.
+pub enum Store {
+    /// In the memory of this process.
     Memory {
         /// The newest epoch given to a room.
         last_epoch: AtomicU64,
     },
 }
 
-impl Backend {
+impl Store {
     /// Logs that live as long as this process.
     pub fn memory() -> Self {
         Self::Memory {
@@ -50,16 +46,6 @@ impl Backend {
             .expect("the update always gives a value");
         next(last)
     }
-
-    /// Appends messages to the log of `room`; returns them with their ids once they are in it.
-    ///
-    /// # Errors
-    /// [`Sealed`] when the room takes no more; the messages are not in the log then.
-    pub fn publish(&self, room: &Room, frames: Frames) -> Result<Arc<Batch>, Sealed> {
-        match self {
-            Self::Memory { .. } => room.deliver(frames),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -70,7 +56,7 @@ mod tests {
 
     #[test]
     fn epochs_are_the_time_and_three_digits_and_only_grow_in_a_process() {
-        let backend = Backend::memory();
+        let backend = Store::memory();
         let mut last = 0;
         // The clock stands still, goes on, and is set back by an hour.
         for now in [5_000_000, 5_000_000, 5_000_001, 1_400_000, 5_000_002] {
@@ -83,7 +69,7 @@ mod tests {
 
     #[test]
     fn epochs_do_not_run_ahead_of_the_clock() {
-        let backend = Backend::memory();
+        let backend = Store::memory();
         for now in 0..100 {
             for _ in 0..900 {
                 assert!(backend.begin_at(now) / 1000 <= now + 1);
@@ -94,7 +80,7 @@ mod tests {
     #[test]
     fn a_server_that_starts_again_in_the_same_millisecond_has_another_epoch() {
         let epochs: HashSet<u64> = (0..100)
-            .map(|_| Backend::memory().begin_at(1_732_290_000_000))
+            .map(|_| Store::memory().begin_at(1_732_290_000_000))
             .collect();
         assert!(epochs.len() > 50, "{epochs:?}");
         let digits = 1_732_290_000_000_000..1_732_290_000_001_000;

@@ -1,19 +1,16 @@
-//! From a client's bytes to messages and answers: the door, and tungstenite behind it. No IO.
+//! From a client's bytes to messages and answers: the fast path, and the slow path behind it. No IO.
 
-use std::io::{self, Read, Write};
 use std::mem;
 
 use bytes::Bytes;
-use tungstenite::error::{Error, ProtocolError};
-use tungstenite::protocol::frame::Frame;
-use tungstenite::protocol::{CloseFrame, Message, Role, WebSocket, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 
+use super::fast_path::{FastPath, Front};
+use super::frame::Control;
+use super::slow_path::SlowPath;
 use crate::disconnect::Disconnect;
-use crate::door::{CONTROL_MAX, Control, Door, Front};
 use crate::message::Kind;
-
-/// tungstenite's own read buffer, for the few frames that it decodes.
-const READ_BUFFER: usize = 4096;
 
 /// What may wait of answers to pings: all of them up to here, and beyond that the last one (RFC 6455,
 /// section 5.5.3).
@@ -31,10 +28,10 @@ pub enum Received<'a> {
 /// Decodes what one client sends.
 ///
 /// Whole data frames become messages where they stand, and control frames are answered; all else,
-/// messages in fragments and what is wrong, is tungstenite's.
+/// messages in fragments and what is wrong, goes to the slow path.
 #[derive(Debug)]
 pub struct Decoder {
-    door: Door,
+    fast_path: FastPath,
     /// There only while there is something in it: most clients need none of it most of the time.
     pending: Option<Box<Pending>>,
 }
@@ -43,7 +40,7 @@ pub struct Decoder {
 #[derive(Debug, Default)]
 struct Pending {
     /// There amid a message in fragments: its buffers keep the size of the largest they saw.
-    tungstenite: Option<Box<WebSocket<Input>>>,
+    slow_path: Option<Box<SlowPath>>,
     /// The beginning of a frame that is not complete.
     kept: Vec<u8>,
     /// How many bytes that frame lacks at least.
@@ -59,7 +56,7 @@ impl Decoder {
     /// Decodes messages of at most `max_message` bytes.
     pub fn new(max_message: usize) -> Self {
         Self {
-            door: Door::new(max_message),
+            fast_path: FastPath::new(max_message),
             pending: None,
         }
     }
@@ -78,13 +75,13 @@ impl Decoder {
     /// least, where that cannot be known). Nothing where no message has begun.
     pub fn unfinished(&self) -> Option<(usize, u64)> {
         let pending = self.pending.as_deref()?;
-        let held = self.door.held() + pending.kept.len();
-        if pending.ended.is_some() || (held == 0 && self.door.is_between_messages()) {
+        let held = self.fast_path.held() + pending.kept.len();
+        if pending.ended.is_some() || (held == 0 && self.fast_path.is_between_messages()) {
             return None;
         }
-        let lacks = match self.door.is_between_messages() {
+        let lacks = match self.fast_path.is_between_messages() {
             true => pending.kept_lacks,
-            false => self.door.missing(),
+            false => self.fast_path.missing(),
         };
         Some((held, lacks))
     }
@@ -94,11 +91,11 @@ impl Decoder {
         if let Some(pending) = &mut self.pending {
             pending.kept = Vec::new();
         }
-        // What tungstenite is to get.
+        // What goes to the slow path.
         let mut foreign = Vec::new();
         let mut at = 0;
         while !self.has_ended() {
-            let front = self.door.front(&mut bytes[at..]);
+            let front = self.fast_path.front(&mut bytes[at..]);
             match front {
                 Front::Foreign(length) => {
                     foreign.extend_from_slice(&bytes[at..at + length]);
@@ -113,7 +110,7 @@ impl Decoder {
                 }
                 // Which may end it.
                 _ if !foreign.is_empty() => {
-                    self.ask_tungstenite(mem::take(&mut foreign), sink);
+                    self.decode_slowly(mem::take(&mut foreign), sink);
                     if self.has_ended() {
                         break;
                     }
@@ -181,7 +178,7 @@ impl Decoder {
     /// Drops what is held of a message that is not complete; nothing can be decoded behind it.
     pub fn abandon(&mut self) {
         let pending = self.pending();
-        pending.tungstenite = None;
+        pending.slow_path = None;
         pending.kept = Vec::new();
     }
 
@@ -207,34 +204,14 @@ impl Decoder {
         }
     }
 
-    /// Has tungstenite decode `bytes`, and gives `sink` the messages that this completes.
-    fn ask_tungstenite(&mut self, bytes: Vec<u8>, sink: &mut impl FnMut(Received<'_>)) {
-        let max_message = self.door.max_message();
+    /// Has the slow path decode `bytes`.
+    fn decode_slowly(&mut self, bytes: Vec<u8>, sink: &mut impl FnMut(Received<'_>)) {
+        let max_message = self.fast_path.max_message();
         let pending = self.pending();
-        let tungstenite = pending.tungstenite.get_or_insert_with(|| {
-            let limits = WebSocketConfig::default()
-                .read_buffer_size(READ_BUFFER)
-                .max_message_size(Some(max_message))
-                .max_frame_size(Some(max_message.max(CONTROL_MAX as usize)));
-            let input = Input::default();
-            Box::new(WebSocket::from_raw_socket(
-                input,
-                Role::Server,
-                Some(limits),
-            ))
-        });
-        tungstenite.get_mut().0 = bytes.into();
-        pending.ended = loop {
-            match tungstenite.read() {
-                Ok(Message::Text(text)) => sink(Received::Message(Kind::Text, text.as_bytes())),
-                Ok(Message::Binary(bytes)) => sink(Received::Message(Kind::Binary, &bytes)),
-                // A close frame gets here only where its payload may not be sent.
-                Ok(Message::Close(_)) => break Some(Disconnect::Protocol),
-                Ok(_) => {}
-                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break None,
-                Err(error) => break Some(reason(error)),
-            }
-        };
+        let slow_path = pending
+            .slow_path
+            .get_or_insert_with(|| Box::new(SlowPath::new(max_message)));
+        pending.ended = slow_path.decode(bytes, sink);
     }
 
     fn pending(&mut self) -> &mut Pending {
@@ -246,25 +223,12 @@ impl Decoder {
         let Some(pending) = &mut self.pending else {
             return;
         };
-        if self.door.is_between_messages() && pending.ended.is_none() {
-            pending.tungstenite = None;
+        if self.fast_path.is_between_messages() && pending.ended.is_none() {
+            pending.slow_path = None;
             if pending.kept.is_empty() && pending.answers.are_done() && pending.echo.is_none() {
                 self.pending = None;
             }
         }
-    }
-}
-
-/// What an error of tungstenite's says about the client.
-fn reason(error: Error) -> Disconnect {
-    match error {
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Disconnect::Gone,
-        Error::Protocol(_) => Disconnect::Protocol,
-        Error::Utf8(_) => Disconnect::NotUtf8,
-        Error::Capacity(_) => Disconnect::TooBig,
-        Error::ConnectionClosed | Error::AlreadyClosed => Disconnect::ByClient(None),
-        Error::Io(error) => Disconnect::Transport(error),
-        other => Disconnect::Transport(io::Error::other(other)),
     }
 }
 
@@ -323,37 +287,16 @@ impl Answers {
     }
 }
 
-/// What stands in the place of a stream before tungstenite, which writes nothing here.
-#[derive(Debug, Default)]
-struct Input(Bytes);
-
-impl Read for Input {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.0.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let now = self.0.split_to(self.0.len().min(buffer.len()));
-        buffer[..now.len()].copy_from_slice(&now);
-        Ok(now.len())
-    }
-}
-
-impl Write for Input {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
+    use std::io::{self, Cursor, Read, Write};
 
     use proptest::prelude::*;
 
+    use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
+
+    use super::super::frame::CONTROL_MAX;
+    use super::super::slow_path::reason;
     use super::*;
 
     /// The messages, how it ended, and what was answered.
@@ -367,7 +310,7 @@ mod tests {
         }
     }
 
-    fn through_the_door<'a>(pieces: impl Iterator<Item = &'a [u8]>, max: usize) -> Outcome {
+    fn through_the_decoder<'a>(pieces: impl Iterator<Item = &'a [u8]>, max: usize) -> Outcome {
         let mut decoder = Decoder::new(max);
         let mut messages = Vec::new();
         for piece in pieces {
@@ -489,7 +432,7 @@ mod tests {
     fn each_close_code_is_echoed_or_an_error() {
         let close = |code: u16| {
             let payload = [&code.to_be_bytes()[..], b"why"].concat();
-            through_the_door([&masked(0x88, &payload)[..]].into_iter(), 10)
+            through_the_decoder([&masked(0x88, &payload)[..]].into_iter(), 10)
         };
         for code in (1000..=1003).chain(1007..=1014).chain([3000, 4999]) {
             let (_, end, answer) = close(code);
@@ -502,7 +445,7 @@ mod tests {
         ] {
             assert_eq!(close(code).1, "Protocol", "{code}");
         }
-        let (_, end, answer) = through_the_door([&masked(0x88, b"")[..]].into_iter(), 10);
+        let (_, end, answer) = through_the_decoder([&masked(0x88, b"")[..]].into_iter(), 10);
         assert_eq!(
             (end.as_str(), &answer[..]),
             ("ByClient(None)", &[0x88, 0][..])
@@ -512,7 +455,7 @@ mod tests {
     #[test]
     fn control_frames_may_be_longer_than_the_longest_message() {
         let ping = masked(0x89, b"as long as the id of a message");
-        let (_, end, answer) = through_the_door([&ping[..]].into_iter(), 10);
+        let (_, end, answer) = through_the_decoder([&ping[..]].into_iter(), 10);
         assert_eq!((&answer[2..], end.as_str()), (&ping[14..], "Gone"));
     }
 
@@ -602,9 +545,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
         /// The same bytes, however they are cut, give the same messages, the same end and the same
-        /// answers with the door as without.
+        /// answers with the fast path as without.
         #[test]
-        fn the_door_changes_nothing(
+        fn the_fast_path_changes_nothing(
             frames in prop::collection::vec(frame(), 0..12),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
             lost in prop_oneof![3 => Just(0_usize), 1 => 0_usize..30],
@@ -616,7 +559,7 @@ mod tests {
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
             let pieces = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
-            let (messages, end, answers) = through_the_door(pieces, max);
+            let (messages, end, answers) = through_the_decoder(pieces, max);
             let mut alone = through_tungstenite(bytes, max);
             // What is too long, or no text, is known before all of its frame is there.
             if alone.1 == "Gone" && (end == "TooBig" || end == "NotUtf8") {

@@ -1,97 +1,35 @@
 //! A socket: what one read brought becomes messages, and shared frames leave in few writes.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use smallvec::SmallVec;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::ReadBuf;
 use tokio::select;
-use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::heartbeat::time_to_read;
+use super::incoming::{Incoming, Unfinished};
 use crate::config::Config;
-use crate::decoder::{Decoder, Received};
 use crate::disconnect::Disconnect;
-use crate::door::PARTIAL_MAX;
-use crate::heartbeat::time_to_read;
-use crate::incoming::{Incoming, Unfinished};
-use crate::message::{Outbox, Piece};
-
-/// What one read of the kernel may bring. Large messages are cheap by the byte; of small ones this
-/// many bytes would be thousands, and keep the thread from all others for too long.
-const READ_OF_LARGE_MESSAGES: usize = 512 * 1024;
-const READ_OF_SMALL_MESSAGES: usize = 32 * 1024;
+use crate::format::Outbox;
+use crate::protocol::decoder::{Decoder, Received};
+use crate::transport::Transport;
+use crate::transport::read::{READ_OF_LARGE_MESSAGES, READ_OF_SMALL_MESSAGES, with_buffer};
+use crate::transport::write::{linger, try_write, write};
 
 /// Bytes of a message that is not small.
 const LARGE_MESSAGE: usize = 1024;
-
-/// How many batches one write hands to the kernel.
-const SLICES_PER_WRITE: usize = 64;
-
-thread_local! {
-    /// One buffer for all connections of a thread, so that an idle one needs none of its own.
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; PARTIAL_MAX + READ_OF_LARGE_MESSAGES].into());
-}
-
-/// What carries a WebSocket.
-pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Waits until a read may bring something; a read that brings nothing does the same, and costs
-    /// more.
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
-
-    /// Hands `frames` to the kernel, as many at once as it takes; returns how many bytes it took.
-    /// Nobody is woken when it would take more.
-    ///
-    /// # Errors
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when it takes nothing now.
-    fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize>;
-
-    /// The same, also where the kernel did not say yet that it takes more: that it says only once
-    /// much of its buffer is free.
-    ///
-    /// # Errors
-    /// As [`try_write`](Self::try_write).
-    fn try_write_anyway(&mut self, frames: &[Piece]) -> io::Result<usize> {
-        self.try_write(frames)
-    }
-}
-
-impl Transport for TcpStream {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        // What the runtime has noticed already is known without a lock.
-        match self.try_io(Interest::READABLE, || Ok(())) {
-            Ok(()) => Poll::Ready(()),
-            Err(_) => self.poll_read_ready(cx).map(|_| ()),
-        }
-    }
-
-    fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
-        match frames {
-            // The plain call is the cheaper one, here as in `poll_write`.
-            [only] => Self::try_write(self, only),
-            frames => with_slices(frames, |slices| self.try_write_vectored(slices)),
-        }
-    }
-
-    fn try_write_anyway(&mut self, frames: &[Piece]) -> io::Result<usize> {
-        with_slices(frames, |slices| SockRef::from(&*self).send_vectored(slices))
-    }
-}
 
 /// One WebSocket on the server's side.
 ///
 /// Nothing but the rest of a write follows it, so frames cannot be torn.
 #[derive(Debug)]
-pub struct Socket<S> {
+pub struct WebSocket<S> {
     stream: S,
     decoder: Decoder,
     /// How much the next read may bring.
@@ -126,7 +64,7 @@ struct Progress {
 /// costs, and are there often: a read mostly ends somewhere amid a message when many come.
 const COUNTED_FROM: usize = 1024;
 
-impl<S: Transport> Socket<S> {
+impl<S: Transport> WebSocket<S> {
     /// A socket whose handshake is done.
     pub fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
         Self {
@@ -281,7 +219,7 @@ impl<S: Transport> Socket<S> {
         if self.decoder.has_ended() {
             return Poll::Ready(());
         }
-        BUFFER.with_borrow_mut(|buffer| {
+        with_buffer(|buffer| {
             let kept = self.decoder.kept();
             let mut read = ReadBuf::new(&mut buffer[..kept.len() + self.read_size]);
             read.put_slice(kept);
@@ -352,15 +290,9 @@ impl<S: Transport> Socket<S> {
         if frames.is_empty() {
             return Ok(true);
         }
-        match not_zero(self.stream.try_write(frames)) {
-            Ok(written) => {
-                self.written += written as u64;
-                let left = advance(frames, written).len();
-                frames.drain(..frames.len() - left);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(Disconnect::from_io(error)),
-        }
+        let (written, left) = try_write(&mut self.stream, frames)?;
+        self.written += written as u64;
+        frames.drain(..frames.len() - left);
         self.torn = !frames.is_empty();
         Ok(!self.torn)
     }
@@ -392,6 +324,7 @@ impl<S: Transport> Socket<S> {
                 }
             }
         };
+        frames.clear();
         if let Some(progress) = &mut self.unfinished {
             // Meanwhile nothing was read.
             progress.since = Instant::now();
@@ -443,124 +376,24 @@ impl<S: Transport> Socket<S> {
     }
 }
 
-/// Closes our side and reads until the peer closes its own, so that what we wrote last is not lost
-/// to a reset that unread data would cause (RFC 6455, section 7.1.1).
-pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
-    if stream.shutdown().await.is_ok() {
-        while poll_fn(|cx| poll_discard(stream, cx)).await {
-            // One that never stops sending takes turns with the others.
-            yield_now().await;
-        }
-    }
-}
-
-/// Reads something and discards it; returns whether there was anything.
-fn poll_discard<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>) -> Poll<bool> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let mut read = ReadBuf::new(&mut buffer[..READ_OF_SMALL_MESSAGES]);
-        let outcome = ready!(Pin::new(stream).poll_read(cx, &mut read));
-        Poll::Ready(outcome.is_ok() && !read.filled().is_empty())
-    })
-}
-
-/// Writes and removes all of `frames`, in as few writes as possible; returns whether the peer kept
-/// them waiting.
-///
-/// # Errors
-/// [`Disconnect::Stalled`] when the peer took nothing for so long, and [`Disconnect::Transport`].
-pub async fn write<S: Transport>(
-    stream: &mut S,
-    frames: &mut Outbox,
-    patience: Duration,
-) -> Result<bool, Disconnect> {
-    let mut waited = false;
-    let mut rest = frames.as_mut_slice();
-    while !rest.is_empty() {
-        // At first without the cost of a timer.
-        let once = poll_fn(|cx| Poll::Ready(poll_write(stream, cx, rest))).await;
-        let written = match once {
-            Poll::Ready(written) => written,
-            Poll::Pending => {
-                // Unless it is our own scheduler that wants a pause.
-                waited |= has_budget_remaining();
-                let write = poll_fn(|cx| poll_write(stream, cx, rest));
-                match timeout(patience, write).await {
-                    Ok(written) => written,
-                    // The kernel may have taken bytes that it did not tell of.
-                    Err(_) => match not_zero(stream.try_write_anyway(rest)) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            return Err(Disconnect::Stalled);
-                        }
-                        written => written,
-                    },
-                }
-            }
-        };
-        rest = advance(rest, written.map_err(Disconnect::from_io)?);
-    }
-    frames.clear();
-    Ok(waited)
-}
-
-/// Hands `frames` to the kernel, as many at once as it takes.
-fn poll_write<S: AsyncWrite + Unpin>(
-    stream: &mut S,
-    cx: &mut Context<'_>,
-    frames: &[Piece],
-) -> Poll<io::Result<usize>> {
-    let stream = Pin::new(stream);
-    let written = match frames {
-        [only] => stream.poll_write(cx, only),
-        frames => with_slices(frames, |slices| stream.poll_write_vectored(cx, slices)),
-    };
-    written.map(not_zero)
-}
-
-/// Writes with as much of `frames` as one write hands to the kernel.
-fn with_slices<T>(frames: &[Piece], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
-    let mut slices = SmallVec::<[_; SLICES_PER_WRITE]>::new();
-    let frames = frames.iter().take(SLICES_PER_WRITE);
-    slices.extend(frames.map(|frame| IoSlice::new(frame)));
-    write(&slices)
-}
-
-/// The outcome of a write that had something to write: nothing written is an error.
-fn not_zero(written: io::Result<usize>) -> io::Result<usize> {
-    match written {
-        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-        written => written,
-    }
-}
-
-/// Takes `written` bytes off the front of `frames`; returns those that are left.
-fn advance(mut frames: &mut [Piece], mut written: usize) -> &mut [Piece] {
-    while let Some(first) = frames.first_mut() {
-        let length = first.len();
-        if written < length {
-            first.advance(written);
-            break;
-        }
-        written -= length;
-        frames = &mut frames[1..];
-    }
-    frames
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::IoSlice;
     use std::task::Waker;
+    use std::time::Duration;
 
-    use tokio::io::DuplexStream;
-    use tokio::net::TcpListener;
+    use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::format::Chunk;
 
     /// A socket and its client.
-    async fn pair() -> (Socket<TcpStream>, TcpStream) {
+    async fn pair() -> (WebSocket<TcpStream>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
-        let socket = Socket::new(accepted.unwrap().0, Arc::default(), incoming());
+        let socket = WebSocket::new(accepted.unwrap().0, Arc::default(), incoming());
         (socket, client.unwrap())
     }
 
@@ -573,7 +406,10 @@ pub(crate) mod tests {
 
     /// Reads the one message that `client` sends while a task of its own waits for it, which nothing
     /// but the socket wakes.
-    async fn exchange(mut socket: Socket<TcpStream>, client: &mut TcpStream) -> Socket<TcpStream> {
+    async fn exchange(
+        mut socket: WebSocket<TcpStream>,
+        client: &mut TcpStream,
+    ) -> WebSocket<TcpStream> {
         let reader = tokio::spawn(async move {
             let mut messages = Vec::new();
             let mut sink = |received: Received<'_>| match received {
@@ -660,13 +496,13 @@ pub(crate) mod tests {
             }
         }
 
-        fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
-            write_now(self, frames)
+        fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            write_now(self, slices)
         }
 
-        fn try_write_anyway(&mut self, frames: &[Piece]) -> io::Result<usize> {
+        fn try_write_anyway(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
             self.takes |= self.takes_in_silence;
-            let written = self.try_write(frames);
+            let written = self.try_write(slices);
             self.takes = false;
             written
         }
@@ -677,14 +513,22 @@ pub(crate) mod tests {
             Poll::Ready(())
         }
 
-        fn try_write(&mut self, frames: &[Piece]) -> io::Result<usize> {
-            write_now(self, frames)
+        fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            write_now(self, slices)
         }
     }
 
-    fn write_now<S: AsyncWrite + Unpin>(stream: &mut S, frames: &[Piece]) -> io::Result<usize> {
+    fn write_now<S: AsyncWrite + Unpin>(
+        stream: &mut S,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize> {
         let mut cx = Context::from_waker(Waker::noop());
-        match poll_write(stream, &mut cx, frames) {
+        let stream = Pin::new(stream);
+        let written = match slices {
+            [only] => stream.poll_write(&mut cx, only),
+            slices => stream.poll_write_vectored(&mut cx, slices),
+        };
+        match written {
             Poll::Ready(written) => written,
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -693,7 +537,7 @@ pub(crate) mod tests {
     #[test]
     fn a_pong_that_had_to_wait_leaves_as_soon_as_it_can() {
         let ping = Stub::new(b"\x89\x82\0\0\0\0hi");
-        let mut socket = Socket::new(ping, Arc::default(), incoming());
+        let mut socket = WebSocket::new(ping, Arc::default(), incoming());
         let mut cx = Context::from_waker(Waker::noop());
         for takes in [false, true] {
             socket.stream.takes = takes;
@@ -704,8 +548,8 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn what_a_full_socket_does_not_take_is_written_later() {
-        let mut socket = Socket::new(Stub::new(b""), Arc::default(), incoming());
-        let mut frames: Outbox = [Piece::from("one"), Piece::from("two")]
+        let mut socket = WebSocket::new(Stub::new(b""), Arc::default(), incoming());
+        let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
             .into_iter()
             .collect();
         socket.stream.takes = false;
@@ -722,7 +566,7 @@ pub(crate) mod tests {
         for (takes_in_silence, taken) in [(true, &b"onetwo"[..]), (false, b"")] {
             let mut stub = Stub::new(b"");
             (stub.takes, stub.takes_in_silence) = (false, takes_in_silence);
-            let mut frames: Outbox = [Piece::from("one"), Piece::from("two")]
+            let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
                 .into_iter()
                 .collect();
             let written = write(&mut stub, &mut frames, Duration::from_secs(1)).await;

@@ -10,44 +10,46 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::Span;
 
+use crate::client::heartbeat::{Beat, Heartbeat};
+use crate::client::incoming::Incoming;
+use crate::client::message_log;
+use crate::client::record::ConnectionRecord;
+use crate::client::websocket::WebSocket;
 use crate::config::{Config, Mode};
-use crate::decoder::Received;
 use crate::disconnect::Disconnect;
-use crate::farewell::Farewell;
-use crate::heartbeat::{Beat, Heartbeat};
-use crate::hub::{Membership, Presence};
-use crate::incoming::Incoming;
-use crate::message::{Frames, MessageId, Outbox, Piece};
-use crate::message_log;
+use crate::format::{self, BatchBuilder, Chunk, Frames, Outbox, Plain};
+use crate::hub::{Membership, RoomGuard};
+use crate::message::MessageId;
+use crate::protocol::decoder::Received;
+use crate::protocol::frame;
 use crate::room::Subscription;
-use crate::socket::{Socket, Transport};
-use crate::wire::{self, Draft, Plain};
+use crate::transport::Transport;
 
 /// One client: the one task that reads its socket, writes to it and keeps its time.
 #[derive(Debug)]
 pub struct Session<S> {
     config: Arc<Config>,
-    socket: Socket<S>,
+    socket: WebSocket<S>,
     subscription: Subscription,
-    presence: Presence,
-    pulse: Option<Box<Pulse>>,
+    presence: RoomGuard,
+    pulse: Option<Box<HeartbeatTimer>>,
     plain: Arc<Plain>,
     /// The last message that was answered, in echo mode.
     answered: Option<MessageId>,
     /// The last message that the client says it has, and that was not acknowledged yet.
     receipt: Option<MessageId>,
     /// Read, and not yet published.
-    draft: Draft,
+    draft: BatchBuilder,
     /// To be written.
     outbox: Outbox,
     /// How often others have their turn before more is read.
     yields: usize,
-    farewell: Farewell,
+    farewell: ConnectionRecord,
 }
 
 /// The heartbeat, and what wakes us for it.
 #[derive(Debug)]
-struct Pulse {
+struct HeartbeatTimer {
     heartbeat: Heartbeat,
     alarm: Pin<Box<Sleep>>,
 }
@@ -75,19 +77,19 @@ impl<S: Transport> Session<S> {
         incoming: Arc<Incoming>,
         span: Span,
     ) -> Self {
-        let farewell = Farewell::new(span);
+        let farewell = ConnectionRecord::new(span);
         let plain = membership.presence.plain().clone();
-        let mut socket = Socket::new(stream, config.clone(), incoming);
-        let mut draft = Draft::default();
+        let mut socket = WebSocket::new(stream, config.clone(), incoming);
+        let mut draft = BatchBuilder::default();
         let epoch = membership.subscription.epoch();
         let mut receipt = None;
         socket.decode_ahead(ahead, sort(&plain, epoch, &mut draft, &mut receipt));
         Self {
             socket,
-            outbox: membership.greeting().map(Piece::from).into_iter().collect(),
+            outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
             subscription: membership.subscription,
             presence: membership.presence,
-            pulse: Pulse::new(&config).map(Box::new),
+            pulse: HeartbeatTimer::new(&config).map(Box::new),
             plain,
             answered: None,
             receipt,
@@ -235,7 +237,7 @@ impl<S: Transport> Session<S> {
                 self.farewell.sent += batch.len() as u64;
                 self.answered = Some(batch.last_id());
                 let (format, first) = (self.subscription.format(), batch.seqs().start);
-                self.outbox.push(wire::render(batch, format, first));
+                self.outbox.push(format::render(batch, format, first));
             }
             Mode::Broadcast if self.config.log_messages => {
                 message_log::broadcasting(span, batch.frames());
@@ -286,7 +288,7 @@ impl<S: Transport> Session<S> {
     fn push_ping(&mut self) -> Option<MessageId> {
         // Answers come behind the history.
         let last = self.answered.or(self.subscription.last());
-        self.outbox.push(wire::ping(last).into());
+        self.outbox.push(frame::ping(last).into());
         last
     }
 
@@ -328,7 +330,7 @@ impl<S: Transport> Session<S> {
     }
 }
 
-impl Pulse {
+impl HeartbeatTimer {
     /// A heart that beats as `config` says, if it does.
     fn new(config: &Config) -> Option<Self> {
         let (interval, timeout) = (config.ping_interval.get(), config.ping_timeout.get());
@@ -347,7 +349,7 @@ impl Pulse {
 fn sort(
     plain: &Plain,
     epoch: u64,
-    draft: &mut Draft,
+    draft: &mut BatchBuilder,
     receipt: &mut Option<MessageId>,
 ) -> impl FnMut(Received<'_>) {
     move |received| match received {
@@ -377,12 +379,12 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::backend::Backend;
+    use crate::client::websocket::tests::Stub;
     use crate::config::Time;
     use crate::hub::Hub;
     use crate::message::Kind;
     use crate::room::Follow;
-    use crate::socket::tests::Stub;
+    use crate::store::Store;
 
     const CLOSE: u8 = 0x88;
     const PING: u8 = 0x89;
@@ -408,10 +410,7 @@ mod tests {
         };
         change(&mut config);
         let config = Arc::new(config);
-        (
-            Arc::new(Hub::new(config.clone(), Backend::memory())),
-            config,
-        )
+        (Arc::new(Hub::new(config.clone(), Store::memory())), config)
     }
 
     impl Peer {
@@ -478,7 +477,7 @@ mod tests {
     fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
         let publisher = hub.join("/", Follow::default()).unwrap();
         for _ in 0..count {
-            let mut draft = Draft::default();
+            let mut draft = BatchBuilder::default();
             let payload = vec![7; size];
             publisher
                 .presence

@@ -1,7 +1,8 @@
-//! The door: which of a client's bytes are decoded here, in place, and which are tungstenite's.
+//! The fast path: whole data frames and control frames, decoded where they stand.
 
 use std::ops::Range;
 
+use super::frame::{Control, FIN, Header, unmask};
 use crate::message::Kind;
 
 /// What stands at the front of the bytes that a client sent.
@@ -23,17 +24,6 @@ pub enum Front {
     Partial(u64),
 }
 
-/// The control frames of RFC 6455, section 5.5.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
-    /// Has to be answered with a pong.
-    Ping,
-    /// Answers a ping, or comes by itself.
-    Pong,
-    /// Ends the connection.
-    Close,
-}
-
 /// Tells complete, unfragmented, masked data frames and control frames, which nearly all frames are,
 /// from all others.
 ///
@@ -41,7 +31,7 @@ pub enum Control {
 /// judges none: everything that is rare or wrong is tungstenite's. Long frames it cuts into parts,
 /// so that tungstenite holds no more than the message.
 #[derive(Debug)]
-pub struct Door {
+pub struct FastPath {
     max_message: u64,
     /// Bytes of the current frame that are still tungstenite's.
     foreign: u64,
@@ -69,13 +59,8 @@ pub const PARTIAL_MAX: usize = 64 * 1024;
 /// The most that a part holds, as tungstenite has a copy of it beside the message.
 const PART_MAX: usize = 64 * 1024;
 
-/// The longest payload of a control frame, whatever a message may have (RFC 6455, section 5.5).
-pub const CONTROL_MAX: u64 = 125;
-
-const FIN: u8 = 0x80;
-
-impl Door {
-    /// A door in front of a connection whose first frame is still to come.
+impl FastPath {
+    /// The fast path of a connection whose first frame is still to come.
     pub fn new(max_message: usize) -> Self {
         Self {
             max_message: max_message as u64,
@@ -257,93 +242,4 @@ fn is_valid_close(payload: &[u8]) -> bool {
                 && std::str::from_utf8(reason).is_ok()
         }
     }
-}
-
-/// The header of a frame.
-struct Header {
-    first: u8,
-    mask: Option<[u8; 4]>,
-    /// Bytes of the header itself.
-    length: u64,
-    /// Bytes of the payload.
-    payload: u64,
-}
-
-impl Header {
-    /// Reads the header at the front of `bytes`, if it is all there.
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let [first, second, rest @ ..] = bytes else {
-            return None;
-        };
-        let (payload, rest, extended) = match second & 0x7f {
-            126 => {
-                let (length, rest) = rest.split_first_chunk()?;
-                (u16::from_be_bytes(*length).into(), rest, 2)
-            }
-            127 => {
-                let (length, rest) = rest.split_first_chunk()?;
-                (u64::from_be_bytes(*length), rest, 8)
-            }
-            length => (length.into(), rest, 0),
-        };
-        let (mask, masked) = match second & 0x80 {
-            0 => (None, 0),
-            _ => (Some(*rest.first_chunk()?), 4),
-        };
-        Some(Self {
-            first: *first,
-            mask,
-            length: 2 + extended + masked,
-            payload,
-        })
-    }
-
-    fn is_final(&self) -> bool {
-        self.first & FIN != 0
-    }
-
-    /// The kind of message that it carries, where that is in this frame alone.
-    fn message(&self) -> Option<Kind> {
-        let kinds = [Kind::Text, Kind::Binary];
-        kinds.into_iter().find(|it| it.first_byte() == self.first)
-    }
-
-    /// Which control frame it is, if it is one that may be.
-    fn control(&self) -> Option<Control> {
-        match self.first {
-            0x88 if self.payload <= CONTROL_MAX => Some(Control::Close),
-            0x89 if self.payload <= CONTROL_MAX => Some(Control::Ping),
-            0x8a if self.payload <= CONTROL_MAX => Some(Control::Pong),
-            _ => None,
-        }
-    }
-
-    /// Whether it is a data frame that may stand here: one that continues a message amid fragments,
-    /// and else one that begins a message.
-    fn is_data(&self, amid_fragments: bool) -> bool {
-        match self.first & !FIN {
-            0 => amid_fragments,
-            1 | 2 => !amid_fragments,
-            _ => false,
-        }
-    }
-}
-
-/// Masks or unmasks a payload (RFC 6455, section 5.3), in words as long as the compiler likes; returns
-/// whether it is ASCII now, which most texts are, and which costs nothing to see on the way.
-fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
-    let half = u64::from(u32::from_ne_bytes(mask));
-    let mask_word = half << 32 | half;
-    let mut all_bits = 0;
-    let (words, rest) = payload.as_chunks_mut();
-    for word in words {
-        let unmasked = u64::from_ne_bytes(*word) ^ mask_word;
-        all_bits |= unmasked;
-        *word = unmasked.to_ne_bytes();
-    }
-    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-        all_bits |= u64::from(*byte);
-    }
-    all_bits.to_ne_bytes().is_ascii()
 }

@@ -6,8 +6,8 @@ use encoding_rs::{Encoding, UTF_8};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
 
+use super::refusal::Refusal;
 use crate::message::Kind;
-use crate::refusal::Refusal;
 
 /// What the head of a request says about its body.
 #[derive(Debug)]

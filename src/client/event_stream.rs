@@ -12,23 +12,23 @@ use tokio::select;
 use tokio::time::{Instant, Interval, interval_at, timeout};
 use tracing::Span;
 
+use crate::client::record::ConnectionRecord;
 use crate::config::{Config, Time};
 use crate::disconnect::Disconnect;
-use crate::farewell::Farewell;
+use crate::format::{self, Chunk, Event, Format, Outbox};
 use crate::hub::Membership;
-use crate::message::{Format, Outbox, Piece};
-use crate::socket::{Transport, linger, write};
-use crate::wire::{self, Event};
+use crate::transport::Transport;
+use crate::transport::write::{linger, write};
 
 /// One client that listens: the one task that writes to it.
 #[derive(Debug)]
-pub struct Follower<S> {
+pub struct EventStream<S> {
     config: Arc<Config>,
     stream: S,
     membership: Membership,
     /// To be written.
     outbox: Outbox,
-    farewell: Farewell,
+    farewell: ConnectionRecord,
 }
 
 /// What keeps proxies from taking a quiet stream for a dead one.
@@ -37,7 +37,7 @@ const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 /// The last words to those whom the server leaves: come back in a second.
 const COME_BACK: Bytes = Bytes::from_static(b"retry: 1000\n\n");
 
-impl<S: Transport> Follower<S> {
+impl<S: Transport> EventStream<S> {
     /// A follower whose request is answered with `head`.
     pub fn new(
         stream: S,
@@ -51,7 +51,7 @@ impl<S: Transport> Follower<S> {
             stream,
             membership,
             outbox: smallvec![head.into()],
-            farewell: Farewell::new(span),
+            farewell: ConnectionRecord::new(span),
         }
     }
 
@@ -71,10 +71,10 @@ impl<S: Transport> Follower<S> {
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
         let greeting = self.membership.greeting();
-        self.outbox.extend(greeting.map(Piece::from));
+        self.outbox.extend(greeting.map(Chunk::from));
         let missed = self.membership.start.missed;
         if missed != Some(0) {
-            let gap = wire::render_event(&Event::Gap { missed }, Format::EventStream);
+            let gap = format::render_event(&Event::Gap { missed }, Format::EventStream);
             self.outbox.push(gap.into());
         }
         self.write().await?;
@@ -108,6 +108,7 @@ impl<S: Transport> Follower<S> {
     async fn write(&mut self) -> Result<(), Disconnect> {
         let patience = self.config.write_timeout.get();
         write(&mut self.stream, &mut self.outbox, patience).await?;
+        self.outbox.clear();
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::page::{Body, NO_SNIFFING, whole};
+use super::response::{Body, NO_SNIFFING, TEXT, whole};
 
 /// A request that is not granted, with the reason in one line.
 #[derive(Debug)]
@@ -91,6 +91,3 @@ impl Refusal {
         response.body(whole(line))
     }
 }
-
-/// The type of a body that people read.
-pub const TEXT: &str = "text/plain; charset=utf-8";

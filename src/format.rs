@@ -1,0 +1,112 @@
+//! How events look: the plain format, JSON, Server-Sent Events, and the batches that cache them.
+
+pub mod batch;
+pub mod event;
+pub mod json;
+pub mod plain;
+pub mod sse;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use batch::{Batch, BatchBuilder, Chunk, Frames, Mark, Outbox};
+pub use event::Event;
+pub use json::JSON_PROTOCOL;
+pub use plain::Plain;
+
+use batch::Rendition;
+
+/// How events look to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// WebSocket messages that are what was sent, behind the prefix: any client understands them.
+    #[default]
+    Plain,
+    /// WebSocket messages that are JSON and tell ids: the subprotocol `wscast.v1.json`.
+    Json,
+    /// Server-Sent Events.
+    EventStream,
+}
+
+/// The messages of `batch` from sequence number `from` on.
+pub fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
+    let encode: fn(&Event<'_>, &mut Vec<u8>) = match format {
+        Format::Plain => return batch.frames_from(from),
+        Format::Json => json::encode,
+        Format::EventStream => sse::encode,
+    };
+    let rendition = batch.rendition(format, || {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(batch.len()));
+        for event in event::messages(&batch) {
+            encode(&event, &mut bytes);
+            ends.push(bytes.len());
+        }
+        bytes.shrink_to_fit();
+        Rendition {
+            bytes: bytes.into(),
+            ends,
+        }
+    });
+    let bytes = match from.saturating_sub(batch.seqs().start) as usize {
+        0 => rendition.bytes.clone(),
+        skipped => rendition.bytes.slice(rendition.ends[skipped - 1]..),
+    };
+    bytes.into()
+}
+
+/// An event in a format that is not the plain one.
+pub fn render_event(event: &Event<'_>, format: Format) -> Bytes {
+    let mut bytes = Vec::new();
+    match format {
+        Format::Plain => {}
+        Format::Json => json::encode(event, &mut bytes),
+        Format::EventStream => sse::encode(event, &mut bytes),
+    }
+    bytes.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::message::{Kind, MessageId};
+
+    fn plain(welcome: &str, prefix: &str) -> Plain {
+        Plain::new(&Config {
+            welcome: Some(welcome.into()),
+            prefix: Some(prefix.into()),
+            ..Config::default()
+        })
+    }
+
+    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
+        let mut draft = BatchBuilder::default();
+        for (kind, payload) in messages {
+            plain.encode(*kind, payload, &mut draft);
+        }
+        let first = MessageId { epoch: 1, seq: 1 };
+        Arc::new(Batch::new(first, draft.take().unwrap()))
+    }
+
+    #[test]
+    fn a_message_is_encoded_once_a_format_for_all() {
+        let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0")];
+        let batch = batch(&plain("", "> "), &messages);
+        for format in [Format::Plain, Format::Json, Format::EventStream] {
+            let [one, other] = [(), ()].map(|()| render(batch.clone(), format, 1));
+            assert_eq!(one.as_ptr(), other.as_ptr());
+            let second = render(batch.clone(), format, 2);
+            assert_eq!(second.as_ptr_range().end, one.as_ptr_range().end);
+        }
+        assert!(render(batch.clone(), Format::Plain, 1).starts_with(b"\x81\x04> hi"));
+        let second = render(batch.clone(), Format::EventStream, 2);
+        assert_eq!(*second, b"id: 1-2\nevent: binary\ndata: AA==\n\n"[..]);
+        let second = render(batch, Format::Json, 2);
+        let json: serde_json::Value = serde_json::from_slice(&second[2..]).unwrap();
+        assert_eq!(
+            (&json["id"], &json["binary"]),
+            (&"1-2".into(), &"AA==".into())
+        );
+    }
+}

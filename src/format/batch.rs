@@ -1,0 +1,328 @@
+//! A batch: messages that are published together, encoded once for all clients, and what is written
+//! of them.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
+
+use super::Format;
+use crate::message::{Kind, MessageId};
+
+/// A few messages encoded once, as the WebSocket frames that every client gets.
+#[derive(Debug, Clone, Default)]
+pub struct Frames {
+    bytes: Vec<u8>,
+    marks: Marks,
+}
+
+/// One for each frame; most batches have one message.
+pub type Marks = SmallVec<[Mark; 1]>;
+
+/// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    /// The kind of the message.
+    pub kind: Kind,
+    /// Offset in bytes behind the frame's last byte.
+    pub end: usize,
+    /// Length of the payload in bytes; it is the tail of the frame.
+    pub payload: usize,
+}
+
+impl Frames {
+    /// Takes encoded frames, one mark a frame, in order.
+    pub fn new(bytes: Vec<u8>, marks: Marks) -> Self {
+        debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
+        Self { bytes, marks }
+    }
+
+    /// The messages as their sender sent them.
+    pub fn payloads(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
+        self.marks
+            .iter()
+            .map(|mark| (mark.kind, &self.bytes[mark.end - mark.payload..mark.end]))
+    }
+}
+
+/// Messages that were published together: consecutive ids, encoded once, shared by everybody.
+#[derive(Debug)]
+pub struct Batch {
+    first: MessageId,
+    time: SystemTime,
+    frames: Frames,
+    /// In JSON and as Server-Sent Events, once somebody has wanted them so.
+    renditions: [OnceLock<Box<Rendition>>; 2],
+}
+
+/// What a batch costs besides its frames and marks: itself, the counters of its [`Arc`], its slot in
+/// a list that has spare ones, and what an allocator rounds up twice.
+const BATCH_COST: usize = size_of::<Batch>() + 64;
+
+impl Batch {
+    /// Names `frames`: the first of them gets `first`, the others the ids that follow.
+    pub fn new(first: MessageId, frames: Frames) -> Self {
+        Self {
+            first,
+            time: SystemTime::now(),
+            frames,
+            renditions: Default::default(),
+        }
+    }
+
+    /// When they were published.
+    pub fn time(&self) -> SystemTime {
+        self.time
+    }
+
+    /// Its messages in a format that is not the plain one, encoded by `encode` the first time.
+    pub fn rendition(&self, format: Format, encode: impl FnOnce() -> Rendition) -> &Rendition {
+        let kept = &self.renditions[usize::from(format == Format::EventStream)];
+        kept.get_or_init(|| Box::new(encode()))
+    }
+
+    /// Its messages as they were encoded.
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    /// Number of messages.
+    pub fn len(&self) -> usize {
+        self.frames.marks.len()
+    }
+
+    /// Whether there is no message in it.
+    pub fn is_empty(&self) -> bool {
+        self.frames.marks.is_empty()
+    }
+
+    /// The sequence numbers of its messages.
+    pub fn seqs(&self) -> Range<u64> {
+        self.first.seq..self.first.seq + self.len() as u64
+    }
+
+    /// The id of its last message.
+    pub fn last_id(&self) -> MessageId {
+        self.id(self.seqs().end - 1)
+    }
+
+    /// The id of the message with sequence number `seq`.
+    pub fn id(&self, seq: u64) -> MessageId {
+        MessageId {
+            epoch: self.first.epoch,
+            seq,
+        }
+    }
+
+    /// The frames of all messages from sequence number `seq` on.
+    pub fn frames_from(self: Arc<Self>, seq: u64) -> Chunk {
+        let start = match seq.saturating_sub(self.first.seq) {
+            0 => 0,
+            skipped => self.end(skipped as usize),
+        };
+        Chunk::Batch(self, start)
+    }
+
+    /// Bytes of all its frames, as they go to a socket.
+    pub fn frame_bytes(&self) -> usize {
+        self.frames.bytes.len()
+    }
+
+    /// Bytes of memory that it takes, without what a [rendition](Self::rendition) takes besides.
+    pub fn cost(&self) -> usize {
+        let Frames { bytes, marks } = &self.frames;
+        let marks = match marks.spilled() {
+            true => marks.capacity() * size_of::<Mark>(),
+            false => 0,
+        };
+        BATCH_COST + marks + bytes.capacity()
+    }
+
+    /// The part of [`cost`](Self::cost) that belongs to its messages from sequence number `seq` on;
+    /// what they share belongs to the last one.
+    pub fn cost_from(&self, seq: u64) -> usize {
+        match seq.saturating_sub(self.first.seq) as usize {
+            0 => self.cost(),
+            skipped if skipped >= self.len() => 0,
+            skipped => self.cost() - skipped * size_of::<Mark>() - self.end(skipped),
+        }
+    }
+
+    /// Where the first `count` frames end.
+    fn end(&self, count: usize) -> usize {
+        self.frames.marks[count - 1].end
+    }
+}
+
+/// Messages that are encoded one behind the other.
+#[derive(Debug)]
+pub struct Rendition {
+    /// All of them.
+    pub bytes: Bytes,
+    /// Offset in bytes behind each one's last byte.
+    pub ends: Vec<usize>,
+}
+
+/// What is to be written to one client; room for the one thing that it mostly is, without an
+/// allocation.
+pub type Outbox = SmallVec<[Chunk; 1]>;
+
+/// Bytes that are to be written to one client.
+#[derive(Debug, Clone)]
+pub enum Chunk {
+    /// These.
+    Bytes(Bytes),
+    /// The frames of a batch, from so many bytes on. This is what nearly all of them are, and it
+    /// costs no more than a reference count; it keeps all of the batch, its renditions too.
+    Batch(Arc<Batch>, usize),
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Bytes(bytes) => bytes.advance(count),
+            Self::Batch(_, from) => *from += count,
+        }
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Batch(batch, from) => &batch.frames.bytes[*from..],
+        }
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Chunk {
+    fn from(bytes: T) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+/// Messages that are encoded already and wait to be published, in batches.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    /// Batches of the full size.
+    pub(super) full: VecDeque<Frames>,
+    pub(super) bytes: Vec<u8>,
+    pub(super) marks: Marks,
+    /// Size of the last batch in messages and bytes: what the next one probably needs, at once.
+    usual: (usize, usize),
+}
+
+/// Messages of a batch, and bytes that end it: enough to share its cost, and few enough that one of
+/// its messages, remembered alone, does not keep much else in memory.
+pub(super) const MAX_BATCH: usize = 256;
+pub(super) const MAX_BATCH_BYTES: usize = 16 * 1024;
+
+impl BatchBuilder {
+    /// Takes out the oldest batch.
+    pub fn take(&mut self) -> Option<Frames> {
+        self.full
+            .pop_front()
+            .or_else(|| (!self.marks.is_empty()).then(|| self.cut()))
+    }
+
+    /// Sets aside for a batch that begins what it will probably need.
+    pub(super) fn begin(&mut self) {
+        if self.marks.is_empty() {
+            self.marks = Marks::with_capacity(self.usual.0);
+            self.bytes = Vec::with_capacity(self.usual.1);
+        }
+    }
+
+    /// Ends the current batch.
+    pub(super) fn cut(&mut self) -> Frames {
+        let (mut bytes, mut marks) = (mem::take(&mut self.bytes), mem::take(&mut self.marks));
+        self.usual = (marks.len(), bytes.len());
+        // It may be remembered for long.
+        if bytes.capacity() / 2 > bytes.len() {
+            bytes.shrink_to_fit();
+            marks.shrink_to_fit();
+        }
+        Frames::new(bytes, marks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::format::Plain;
+
+    #[test]
+    fn a_batch_gives_the_frames_from_any_of_its_messages_on() {
+        let mark = |end, payload| Mark {
+            kind: Kind::Binary,
+            end,
+            payload,
+        };
+        let frames = Frames::new(
+            b"abcdef".to_vec(),
+            [mark(1, 1), mark(3, 0), mark(6, 2)].into_iter().collect(),
+        );
+        let batch = Arc::new(Batch::new(MessageId { epoch: 7, seq: 5 }, frames));
+        assert_eq!(batch.seqs(), 5..8);
+        for (seq, expected) in [(5, "abcdef"), (6, "bcdef"), (7, "def")] {
+            let mut frames = batch.clone().frames_from(seq);
+            assert_eq!(*frames, *expected.as_bytes());
+            frames.advance(2);
+            assert_eq!(*frames, expected.as_bytes()[2..]);
+        }
+        assert_eq!(batch.id(6).to_string(), "7-6");
+    }
+
+    #[test]
+    fn a_batch_costs_the_memory_it_takes_whatever_its_messages_say() {
+        let mark = |end| Mark {
+            kind: Kind::Text,
+            end,
+            payload: 0,
+        };
+        let batch = |bytes: Vec<u8>, marks: &[Mark]| {
+            let first = MessageId { epoch: 7, seq: 5 };
+            Batch::new(first, Frames::new(bytes, Marks::from_slice(marks)))
+        };
+        let one = batch(vec![0; 2], &[mark(2)]);
+        assert_eq!(one.cost(), BATCH_COST + 2);
+        let mut spare = Vec::with_capacity(1000);
+        spare.extend([0; 4]);
+        let two = batch(spare, &[mark(2), mark(4)]);
+        assert_eq!(two.cost(), BATCH_COST + 2 * size_of::<Mark>() + 1000);
+        let costs: Vec<usize> = (4..8).map(|seq| two.cost_from(seq)).collect();
+        let second = two.cost() - size_of::<Mark>() - 2;
+        assert_eq!(costs, [two.cost(), two.cost(), second, 0]);
+    }
+
+    #[test]
+    fn a_draft_is_cut_into_batches() {
+        let plain = Plain::new(&Config {
+            prefix: Some(String::new()),
+            ..Config::default()
+        });
+        let mut draft = BatchBuilder::default();
+        for number in 0..=MAX_BATCH {
+            plain.encode(Kind::Text, number.to_string().as_bytes(), &mut draft);
+        }
+        let sizes: Vec<usize> = std::iter::from_fn(|| draft.take())
+            .map(|frames| frames.payloads().len())
+            .collect();
+        assert_eq!(sizes, [MAX_BATCH, 1]);
+    }
+}

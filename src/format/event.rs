@@ -1,0 +1,65 @@
+//! What happens in a room, as a client that knows ids learns of it.
+
+use std::borrow::Cow;
+
+use data_encoding::BASE64;
+use serde::Serialize;
+
+use super::Batch;
+use crate::message::Kind;
+
+/// What happens in a room, as a client is told that knows ids.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Event<'a> {
+    /// The first event.
+    Welcome {
+        /// The greeting; may be empty.
+        text: &'a str,
+        /// The name of the room.
+        room: &'a str,
+        /// `echo` or `broadcast`.
+        mode: &'a str,
+        /// The newest message of the room when the client joined, if there ever was one.
+        last_id: Option<String>,
+        /// Whether what follows is, provably, all that came after the id the client asked with.
+        resumed: bool,
+        /// How many messages after that id are gone; none where nobody knows.
+        missed: Option<u64>,
+    },
+    /// A message, as its sender sent it.
+    Message {
+        /// Its id.
+        id: String,
+        /// When it was published (RFC 3339, UTC, milliseconds).
+        time: String,
+        /// What it says, if it is a text.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        text: Option<Cow<'a, str>>,
+        /// Its bytes in base64, if it is binary.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        binary: Option<String>,
+    },
+    /// Messages are missing here.
+    Gap {
+        /// How many; none where nobody knows.
+        missed: Option<u64>,
+    },
+}
+
+/// The messages of `batch`, in order.
+pub fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
+    let time = humantime::format_rfc3339_millis(batch.time()).to_string();
+    batch
+        .seqs()
+        .zip(batch.frames().payloads())
+        .map(move |(seq, (kind, payload))| {
+            let is_text = kind == Kind::Text;
+            Event::Message {
+                id: batch.id(seq).to_string(),
+                time: time.clone(),
+                text: is_text.then(|| String::from_utf8_lossy(payload)),
+                binary: (!is_text).then(|| BASE64.encode(payload)),
+            }
+        })
+}

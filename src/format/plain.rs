@@ -1,0 +1,97 @@
+//! The plain format, which any WebSocket client understands.
+
+use bytes::Bytes;
+
+use super::batch::{BatchBuilder, MAX_BATCH, MAX_BATCH_BYTES, Mark};
+use crate::config::Config;
+use crate::message::Kind;
+use crate::protocol::frame;
+
+/// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
+#[derive(Debug)]
+pub struct Plain {
+    greeting: Option<Bytes>,
+    prefix: String,
+}
+
+impl Plain {
+    /// The format with the texts of `config`.
+    pub fn new(config: &Config) -> Self {
+        let mut greeting = Vec::new();
+        if !config.welcome().is_empty() {
+            frame::encode(Kind::Text, "", config.welcome().as_bytes(), &mut greeting);
+        }
+        Self {
+            greeting: Some(greeting.into()).filter(|frame: &Bytes| !frame.is_empty()),
+            prefix: config.prefix().to_owned(),
+        }
+    }
+
+    /// The frame that greets a client, if there is to be one.
+    pub fn greeting(&self) -> Option<Bytes> {
+        self.greeting.clone()
+    }
+
+    /// Encodes a message as one unfragmented frame, behind what `draft` holds; this is the one copy
+    /// that its payload ever gets.
+    pub fn encode(&self, kind: Kind, payload: &[u8], draft: &mut BatchBuilder) {
+        draft.begin();
+        let prefix = match kind {
+            Kind::Text => &self.prefix,
+            Kind::Binary => "",
+        };
+        frame::encode(kind, prefix, payload, &mut draft.bytes);
+        draft.marks.push(Mark {
+            kind,
+            end: draft.bytes.len(),
+            payload: payload.len(),
+        });
+        if draft.marks.len() == MAX_BATCH || draft.bytes.len() >= MAX_BATCH_BYTES {
+            let batch = draft.cut();
+            draft.full.push_back(batch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::format::Batch;
+    use crate::message::MessageId;
+
+    fn plain(welcome: &str, prefix: &str) -> Plain {
+        Plain::new(&Config {
+            welcome: Some(welcome.into()),
+            prefix: Some(prefix.into()),
+            ..Config::default()
+        })
+    }
+
+    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
+        let mut draft = BatchBuilder::default();
+        for (kind, payload) in messages {
+            plain.encode(*kind, payload, &mut draft);
+        }
+        let first = MessageId { epoch: 1, seq: 1 };
+        Arc::new(Batch::new(first, draft.take().unwrap()))
+    }
+
+    #[test]
+    fn text_stands_behind_the_prefix_and_binary_alone() {
+        let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0\xff")];
+        let batch = batch(&plain("", "> "), &messages);
+        let all = batch.clone().frames_from(1);
+        assert_eq!(*all, b"\x81\x04> hi\x82\x02\0\xff"[..]);
+        assert_eq!(*batch.clone().frames_from(2), b"\x82\x02\0\xff"[..]);
+        let payloads: Vec<_> = batch.frames().payloads().collect();
+        assert_eq!(payloads, messages);
+    }
+
+    #[test]
+    fn an_empty_welcome_sends_no_greeting() {
+        assert_eq!(plain("", "").greeting(), None);
+        assert_eq!(plain("hello", "").greeting().unwrap(), b"\x81\x05hello"[..]);
+    }
+}

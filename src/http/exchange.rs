@@ -1,0 +1,391 @@
+//! One HTTP/1 exchange on the WebSocket port, and what becomes of the connection then.
+
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
+use httpdate::fmt_http_date;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::select;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::head::{HEAD_MAX, explain};
+use super::refusal::Refusal;
+use super::refusal_log::RefusalLog;
+use super::response::Body;
+use super::routes::{Answer, Join, Routes};
+use crate::excerpt::excerpt;
+use crate::format::Format;
+use crate::hub::Membership;
+use crate::transport::write::linger;
+
+/// What every HTTP exchange of a server needs to know.
+#[derive(Debug, Clone)]
+pub struct Http {
+    routes: Arc<Routes>,
+    refusals: Arc<RefusalLog>,
+    open_timeout: Duration,
+    close_timeout: Duration,
+    draining: CancellationToken,
+}
+
+/// A connection on which somebody follows a room from now on.
+#[derive(Debug)]
+pub struct Upgraded<S> {
+    /// The stream: of a WebSocket right behind the 101, else with nothing written to it yet.
+    pub stream: S,
+    /// What the client sent right behind its request.
+    pub ahead: Vec<u8>,
+    /// The head of the answer, where that is still to be written.
+    pub head: Bytes,
+    /// The name of its room.
+    pub room: String,
+    /// Its place in that room.
+    pub membership: Membership,
+}
+
+impl Http {
+    /// Answers as `routes` say, and refuses everybody once `draining` is cancelled.
+    pub fn new(
+        routes: Arc<Routes>,
+        open_timeout: Duration,
+        close_timeout: Duration,
+        draining: CancellationToken,
+    ) -> Self {
+        Self {
+            routes,
+            refusals: Arc::default(),
+            open_timeout,
+            close_timeout,
+            draining,
+        }
+    }
+
+    /// Serves one request of `peer`, which has to be there within `--open-timeout`; returns the
+    /// connection if it is that of a guest now, and closes it otherwise. Where the server has no place
+    /// left, no client is let in, and the connection gives way to the next once `no_place` ends.
+    pub async fn serve<S>(
+        self,
+        stream: S,
+        peer: SocketAddr,
+        no_place: Option<oneshot::Receiver<Infallible>>,
+    ) -> Option<Upgraded<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let progress = Progress::default();
+        let exchange = Exchange {
+            routes: self.routes,
+            refusals: self.refusals.clone(),
+            peer,
+            place: no_place.is_none(),
+            progress: progress.clone(),
+        };
+        let mut gives_way = pin!(OptionFuture::from(no_place).fuse());
+        let mut connection = http1::Builder::new()
+            .max_buf_size(HEAD_MAX)
+            // Who has sent a request may close its side, and still gets the answer.
+            .half_close(true)
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(Head::new(stream, &progress)), exchange);
+
+        let mut served = pin!(poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+            // No answer will come from there: it is for the guest to give.
+            Poll::Pending if progress.is_taken_over() => Poll::Ready(Ok(())),
+            served => served,
+        }));
+        let ended = select! {
+            biased;
+            served = &mut served => match served {
+                Err(error) if error.is_parse() && progress.is_reading_head() => {
+                    Ended::Malformed { is_too_large: error.is_parse_too_large() }
+                }
+                _ => Ended::Served,
+            },
+            Some(_) = &mut gives_way => Ended::GivenWay,
+            () = self.draining.cancelled() => Ended::Early(draining()),
+            () = sleep(self.open_timeout) => Ended::Early(timed_out()),
+        };
+        // Once it is being answered, a request is answered to the end.
+        let answered = progress.allowance();
+        match (answered, &ended) {
+            (Some(more), Ended::Early(_)) => select! {
+                _ = served => {}
+                () = sleep(self.open_timeout + more) => return None,
+                Some(_) = &mut gives_way => return None,
+            },
+            (Some(_), Ended::GivenWay) => return None,
+            _ => {}
+        }
+
+        let parts = connection.into_parts();
+        let Head {
+            mut stream, bytes, ..
+        } = parts.io.into_inner();
+        if let State::Joined(guest) = std::mem::take(&mut *progress.0.lock()) {
+            return Some(Upgraded {
+                stream,
+                ahead: parts.read_buf.to_vec(),
+                head: guest.head,
+                room: guest.room,
+                membership: guest.membership,
+            });
+        }
+        let gives_way_now = matches!(ended, Ended::GivenWay);
+        let refusal = match ended {
+            Ended::Early(refusal) if answered.is_none() => Some(refusal),
+            Ended::Malformed { is_too_large } => Some(explain(&bytes, is_too_large)),
+            Ended::GivenWay => Some(full()),
+            _ => None,
+        };
+        let answer = refusal.map(|refusal| {
+            self.refusals.note(&refusal, peer, None);
+            whole_answer(&refusal)
+        });
+        let answer = answer.unwrap_or_default();
+        if gives_way_now {
+            stream.write_all(&answer).now_or_never();
+            return None;
+        }
+        let close = async {
+            stream.write_all(&answer).await.ok();
+            linger(&mut stream).await;
+        };
+        select! {
+            () = close => {}
+            () = sleep(self.close_timeout) => {}
+            Some(_) = gives_way => {}
+        }
+        None
+    }
+}
+
+/// How the service of a request ended.
+enum Ended {
+    /// With an answer, or with the connection.
+    Served,
+    /// With something that is no request.
+    Malformed { is_too_large: bool },
+    /// Before there was a request.
+    Early(Refusal),
+    /// For the next one, as there is no place.
+    GivenWay,
+}
+
+fn full() -> Refusal {
+    Refusal::unavailable("no place left, try again later")
+}
+
+fn draining() -> Refusal {
+    Refusal::unavailable("the server is shutting down")
+}
+
+fn timed_out() -> Refusal {
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
+}
+
+/// An answer as it goes to a socket that hyper has not written to.
+fn whole_answer(refusal: &Refusal) -> Vec<u8> {
+    let Ok(response) = refusal.response() else {
+        return Vec::new();
+    };
+    let mut answer = head_of(&response);
+    answer.extend_from_slice(refusal.line().as_bytes());
+    answer
+}
+
+/// A stream that keeps the head of a request, to explain it, and what hyper answers by itself, which
+/// has no reason, to itself.
+struct Head<S> {
+    stream: S,
+    progress: Progress,
+    bytes: Vec<u8>,
+}
+
+impl<S> Head<S> {
+    fn new(stream: S, progress: &Progress) -> Self {
+        Self {
+            stream,
+            progress: progress.clone(),
+            bytes: Vec::new(),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Head<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        if this.progress.is_reading_head() {
+            this.bytes.extend_from_slice(&buffer.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Head<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.progress.is_reading_head() {
+            true => Poll::Ready(Ok(bytes.len())),
+            false => Pin::new(&mut self.stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// How far an exchange has come, as its two sides know it.
+#[derive(Debug, Clone, Default)]
+struct Progress(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    ReadingHead,
+    ReadingBody,
+    /// It is being answered, which may take so long.
+    Answering(Duration),
+    Joined(Box<Joined>),
+}
+
+#[derive(Debug)]
+struct Joined {
+    room: String,
+    membership: Membership,
+    head: Bytes,
+}
+
+impl Progress {
+    /// How long the answer may take, once there is to be one.
+    fn allowance(&self) -> Option<Duration> {
+        match &*self.0.lock() {
+            State::ReadingHead | State::ReadingBody => None,
+            State::Answering(time) => Some(*time),
+            State::Joined(_) => Some(Duration::ZERO),
+        }
+    }
+
+    /// Whether nothing is known of a request yet.
+    fn is_reading_head(&self) -> bool {
+        matches!(&*self.0.lock(), State::ReadingHead)
+    }
+
+    /// Whether the guest gives the answer itself.
+    fn is_taken_over(&self) -> bool {
+        matches!(&*self.0.lock(), State::Joined(guest) if !guest.head.is_empty())
+    }
+}
+
+/// One exchange, as hyper sees it.
+struct Exchange {
+    routes: Arc<Routes>,
+    refusals: Arc<RefusalLog>,
+    peer: SocketAddr,
+    place: bool,
+    progress: Progress,
+}
+
+type Answering = dyn Future<Output = hyper::http::Result<Response<Body>>> + Send;
+
+impl Service<Request<Incoming>> for Exchange {
+    type Response = Response<Body>;
+    type Error = hyper::http::Error;
+    type Future = Pin<Box<Answering>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (routes, progress, place) = (self.routes.clone(), self.progress.clone(), self.place);
+        let (refusals, peer) = (self.refusals.clone(), self.peer);
+        *progress.0.lock() = State::ReadingBody;
+        Box::pin(async move {
+            let answering = |time| *progress.0.lock() = State::Answering(time);
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let answer = match routes.answer(request, place, answering).await {
+                Ok(answer) => answer,
+                Err(refusal) => {
+                    // Not its query, which may hold a secret.
+                    let request = format!("{method} {}", uri.path());
+                    refusals.note(&refusal, peer, Some(&excerpt(request.as_bytes())));
+                    Answer::Response(refusal.response())
+                }
+            };
+            match answer {
+                Answer::Response(response) => {
+                    answering(Duration::ZERO);
+                    response
+                }
+                Answer::Join(join) => {
+                    let Join {
+                        response,
+                        room,
+                        membership,
+                        unknown_protocols,
+                    } = *join;
+                    let response = response?;
+                    if let Some(protocols) = unknown_protocols {
+                        info!(%peer, "unknown subprotocols are ignored: {protocols:?}");
+                    }
+                    let is_websocket = membership.subscription.format() != Format::EventStream;
+                    let head = match is_websocket {
+                        true => Bytes::new(),
+                        false => head_of(&response).into(),
+                    };
+                    *progress.0.lock() = State::Joined(Box::new(Joined {
+                        room,
+                        membership,
+                        head,
+                    }));
+                    if !is_websocket {
+                        return pending().await;
+                    }
+                    Ok(response)
+                }
+            }
+        })
+    }
+}
+
+/// The head of `response` as it goes to a socket that hyper does not write to (RFC 9112, section 4).
+fn head_of(response: &Response<Body>) -> Vec<u8> {
+    let date = fmt_http_date(SystemTime::now());
+    let mut head = format!("HTTP/1.1 {}\r\ndate: {date}\r\n", response.status()).into_bytes();
+    for (name, value) in response.headers() {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}

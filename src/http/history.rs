@@ -1,0 +1,57 @@
+//! `GET /<room>?history`: what a room remembers, as JSON.
+
+use std::{iter, mem};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header;
+use hyper::http::response::Builder;
+use hyper::{Request, Response};
+
+use super::refusal::Refusal;
+use super::request::{Query, since};
+use super::response::{Body, respond_json};
+use super::routes::Routes;
+use crate::format;
+use crate::room::RoomName;
+
+/// Whether a history begins right behind the id that was asked for.
+const RESUMED: &str = "wscast-resumed";
+
+impl Routes {
+    /// The history of a room as a JSON array.
+    pub(super) fn history(
+        &self,
+        request: &Request<Incoming>,
+        room: &RoomName,
+        response: Builder,
+    ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
+        let (since, limit) = (since(request)?, Query::of(request).limit()?);
+        let (batches, start) = self.hub.history(room, since).unwrap_or_default();
+        // Batch by batch as the client takes them: of what is shared anyway, only that is copied.
+        let (mut next, mut left, mut lead) = (start.next, limit, "\n");
+        let pieces = batches.into_iter().map(move |batch| {
+            let skipped = next.saturating_sub(batch.seqs().start) as usize;
+            let mut piece = String::new();
+            for message in format::event::messages(&batch).skip(skipped).take(left) {
+                piece.push_str(mem::replace(&mut lead, ",\n"));
+                piece.push_str(&format::json::to_string(&message));
+                left -= 1;
+            }
+            next = batch.seqs().end;
+            piece
+        });
+        let pieces = iter::once("[".to_owned()).chain(pieces);
+        let frames = pieces
+            .chain(["\n]\n".to_owned()])
+            .map(|piece| Ok(Frame::data(Bytes::from(piece))));
+        let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+        let resumed = start.resumed;
+        let response = response
+            .header(RESUMED, resumed.to_string())
+            .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESUMED);
+        Ok(respond_json(response, body))
+    }
+}

@@ -1,0 +1,136 @@
+//! `POST /<room>`: the body is a message.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::ready;
+use std::time::Duration;
+
+use hyper::body::{Body as _, Incoming};
+use hyper::{Request, StatusCode};
+use serde::Serialize;
+use tracing::Span;
+
+use super::content::Content;
+use super::refusal::Refusal;
+use super::request::Query;
+use super::routes::Routes;
+use crate::client::incoming::Unfinished;
+use crate::client::message_log;
+use crate::format::BatchBuilder;
+use crate::hub::JoinError;
+use crate::room::RoomName;
+
+/// The answer to a message that is published.
+#[derive(Debug, Serialize)]
+pub(super) struct Published {
+    id: String,
+    /// How many clients were in the room.
+    clients: usize,
+    /// How many of them gave a receipt, where that was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered: Option<usize>,
+}
+
+impl Published {
+    pub(super) fn to_json(&self) -> String {
+        let json = serde_json::to_string(self);
+        json.expect("names are strings, and a String takes every write") + "\n"
+    }
+}
+
+impl Routes {
+    /// Publishes the body of `request`, and waits for receipts if it asks for them.
+    pub(super) async fn publish(
+        &self,
+        request: Request<Incoming>,
+        room: &RoomName,
+        answering: impl Fn(Duration),
+    ) -> Result<Published, Refusal> {
+        let (head, body) = request.into_parts();
+        let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
+        // Before a client that waits for `100 Continue` gets it.
+        let content = Content::of(&head.headers)?;
+        let body = self.read(body).await?;
+        answering(wait.unwrap_or_default());
+        let (kind, payload) = content.message(&body)?;
+        if payload.len() > self.config.max_message_size.bytes() {
+            return Err(self.too_big());
+        }
+
+        let presence = self.hub.enter(room)?;
+        let mut draft = BatchBuilder::default();
+        presence.plain().encode(kind, &payload, &mut draft);
+        let frames = draft.take().expect("it was encoded just now");
+        if self.config.log_messages {
+            message_log::received(&Span::current(), &frames);
+        }
+        let batch = presence.publish(frames).map_err(|_| JoinError::Sealed)?;
+        if self.config.log_messages {
+            message_log::broadcasting(&Span::current(), batch.frames());
+        }
+        let id = batch.last_id();
+        let Some(wait) = wait else {
+            let clients = presence.room().clients();
+            return Ok(Published {
+                id: id.to_string(),
+                clients,
+                delivered: None,
+            });
+        };
+        let receipts = presence.room().ask_receipts(id.seq);
+        let clients = receipts.clients();
+        let delivered = receipts.collect(wait).await;
+        Ok(Published {
+            id: id.to_string(),
+            clients,
+            delivered: Some(delivered),
+        })
+    }
+
+    /// Reads a body that is a message, in a buffer of its own: a slice of hyper's would keep all of
+    /// that.
+    async fn read(&self, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
+        let limit = self.config.max_message_size.bytes();
+        // Before the client is told to go on, if it waits for that.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(self.too_big());
+        }
+        let mut whole = Vec::new();
+        let mut unfinished: Option<Unfinished> = None;
+        loop {
+            let frame = poll_fn(|cx| {
+                if let Some(unfinished) = &unfinished {
+                    ready!(unfinished.poll_room(cx))
+                        .map_err(|cut| Refusal::unavailable(cut.to_string()))?;
+                }
+                let frame = ready!(Pin::new(&mut body).poll_frame(cx)).transpose();
+                frame
+                    .map_err(|_| Refusal::bad("the body is malformed, or ends too early"))
+                    .into()
+            });
+            let Some(frame) = frame.await? else {
+                return Ok(whole);
+            };
+            let Some(data) = frame.data_ref() else {
+                continue;
+            };
+            if whole.len() + data.len() > limit {
+                return Err(self.too_big());
+            }
+            whole.extend_from_slice(data);
+            let hint = body.size_hint();
+            if !body.is_end_stream() {
+                let missing = hint.exact().unwrap_or((limit - whole.len()) as u64);
+                unfinished
+                    .get_or_insert_with(|| self.incoming.begin())
+                    .update(whole.len(), missing);
+            }
+        }
+    }
+
+    fn too_big(&self) -> Refusal {
+        let limit = self.config.max_message_size.bytes();
+        let reason = format!("a message has at most {limit} bytes: see --max-message-size");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
+    }
+}

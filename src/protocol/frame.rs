@@ -1,0 +1,195 @@
+//! Frames (RFC 6455, section 5.2): headers read and written, opcodes, masks.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+
+use crate::message::Kind;
+
+/// The last frame of a message, or the only one.
+pub const FIN: u8 = 0x80;
+
+/// The longest payload of a control frame, whatever a message may have (RFC 6455, section 5.5).
+pub const CONTROL_MAX: u64 = 125;
+
+/// The control frames of RFC 6455, section 5.5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Has to be answered with a pong.
+    Ping,
+    /// Answers a ping, or comes by itself.
+    Pong,
+    /// Ends the connection.
+    Close,
+}
+
+/// The first byte of an unfragmented data frame: FIN and the opcode.
+fn first_byte(kind: Kind) -> u8 {
+    match kind {
+        Kind::Text => 0x81,
+        Kind::Binary => 0x82,
+    }
+}
+
+/// The header of a frame.
+#[derive(Debug)]
+pub struct Header {
+    /// FIN, reserved bits and opcode.
+    pub first: u8,
+    /// What the payload is masked with, if it is.
+    pub mask: Option<[u8; 4]>,
+    /// Bytes of the header itself.
+    pub length: u64,
+    /// Bytes of the payload.
+    pub payload: u64,
+}
+
+impl Header {
+    /// Reads the header at the front of `bytes`, if it is all there.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let [first, second, rest @ ..] = bytes else {
+            return None;
+        };
+        let (payload, rest, extended) = match second & 0x7f {
+            126 => {
+                let (length, rest) = rest.split_first_chunk()?;
+                (u16::from_be_bytes(*length).into(), rest, 2)
+            }
+            127 => {
+                let (length, rest) = rest.split_first_chunk()?;
+                (u64::from_be_bytes(*length), rest, 8)
+            }
+            length => (length.into(), rest, 0),
+        };
+        let (mask, masked) = match second & 0x80 {
+            0 => (None, 0),
+            _ => (Some(*rest.first_chunk()?), 4),
+        };
+        Some(Self {
+            first: *first,
+            mask,
+            length: 2 + extended + masked,
+            payload,
+        })
+    }
+
+    /// Whether it ends its message.
+    pub fn is_final(&self) -> bool {
+        self.first & FIN != 0
+    }
+
+    /// The kind of message that it carries, where that is in this frame alone.
+    pub fn message(&self) -> Option<Kind> {
+        let kinds = [Kind::Text, Kind::Binary];
+        kinds.into_iter().find(|it| first_byte(*it) == self.first)
+    }
+
+    /// Which control frame it is, if it is one that may be.
+    pub fn control(&self) -> Option<Control> {
+        match self.first {
+            0x88 if self.payload <= CONTROL_MAX => Some(Control::Close),
+            0x89 if self.payload <= CONTROL_MAX => Some(Control::Ping),
+            0x8a if self.payload <= CONTROL_MAX => Some(Control::Pong),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a data frame that may stand here: one that continues a message amid fragments,
+    /// and else one that begins a message.
+    pub fn is_data(&self, amid_fragments: bool) -> bool {
+        match self.first & !FIN {
+            0 => amid_fragments,
+            1 | 2 => !amid_fragments,
+            _ => false,
+        }
+    }
+}
+
+/// Masks or unmasks a payload (RFC 6455, section 5.3), in words as long as the compiler likes; returns
+/// whether it is ASCII now, which most texts are, and which costs nothing to see on the way.
+pub fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
+    let half = u64::from(u32::from_ne_bytes(mask));
+    let mask_word = half << 32 | half;
+    let mut all_bits = 0;
+    let (words, rest) = payload.as_chunks_mut();
+    for word in words {
+        let unmasked = u64::from_ne_bytes(*word) ^ mask_word;
+        all_bits |= unmasked;
+        *word = unmasked.to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+        all_bits |= u64::from(*byte);
+    }
+    all_bits.to_ne_bytes().is_ascii()
+}
+
+/// A ping that carries the name of what was written before it; empty where nothing was.
+pub fn ping(written: Option<impl Display>) -> Bytes {
+    let payload = written.map(|id| id.to_string()).unwrap_or_default();
+    let mut frame = Vec::with_capacity(2 + payload.len());
+    Frame::ping(payload)
+        .format(&mut frame)
+        .expect("a Vec takes every write");
+    frame.into()
+}
+
+/// Appends one unmasked frame (RFC 6455, section 5.2) whose payload is `prefix`, then `payload`.
+///
+/// Written here, as every message passes through it: with tungstenite's own writer it costs twice
+/// as much.
+pub fn encode(kind: Kind, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
+    let first = first_byte(kind);
+    let length = prefix.len() + payload.len();
+    match length {
+        0..126 => frames.extend_from_slice(&[first, length as u8]),
+        126..0x1_0000 => {
+            let [high, low] = (length as u16).to_be_bytes();
+            frames.extend_from_slice(&[first, 126, high, low]);
+        }
+        _ => {
+            frames.extend_from_slice(&[first, 127]);
+            frames.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    frames.extend_from_slice(prefix.as_bytes());
+    frames.extend_from_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+
+    use super::*;
+    use crate::message::MessageId;
+
+    #[test]
+    fn a_ping_carries_the_last_id() {
+        assert_eq!(
+            ping(Some(MessageId { epoch: 17, seq: 4 })),
+            b"\x89\x0417-4"[..]
+        );
+        assert_eq!(ping(None::<MessageId>), b"\x89\0"[..]);
+    }
+
+    #[test]
+    fn frames_are_what_tungstenite_takes_them_for() {
+        for (length, header_length) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
+            let payload = vec![b'x'; length];
+            for (kind, opcode) in [(Kind::Text, Data::Text), (Kind::Binary, Data::Binary)] {
+                let mut bytes = Vec::new();
+                encode(kind, "", &payload, &mut bytes);
+                let mut frame = Cursor::new(&bytes[..]);
+                let (header, told) = FrameHeader::parse(&mut frame).unwrap().unwrap();
+                assert_eq!((told, frame.position()), (length as u64, header_length));
+                assert_eq!(header.opcode, OpCode::Data(opcode));
+                assert!(header.is_final && header.mask.is_none());
+                assert_eq!(bytes.len() as u64, header_length + told);
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The opening handshake (RFC 6455, section 4.2): key and version.
+//!
+//! tungstenite's own check compares the whole of `Upgrade` with one word, and cannot tell two keys from
+//! one; so only the answer to the key is its.
+
+use std::sync::LazyLock;
+
+use data_encoding::{BASE64, Encoding};
+use hyper::body::Body;
+use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::{Request, Version};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// Why a request is no opening handshake.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// It is of another version than 13.
+    #[error("use WebSocket version 13")]
+    Version,
+    /// It is malformed, with the reason.
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+/// How a key is written: base64, whatever stands in the bits of its end that mean nothing.
+static KEY: LazyLock<Encoding> = LazyLock::new(|| {
+    let mut base64 = BASE64.specification();
+    base64.check_trailing_bits = false;
+    base64.encoding().expect("base64 is an encoding")
+});
+
+/// Checks an opening handshake (RFC 6455, section 4.2.1); returns what `Sec-WebSocket-Accept` has to
+/// say.
+///
+/// # Errors
+/// [`HandshakeError`].
+pub fn check(request: &Request<impl Body>) -> Result<String, HandshakeError> {
+    let headers = request.headers();
+    if request.version() != Version::HTTP_11 {
+        return Err(HandshakeError::Malformed(
+            "a WebSocket handshake needs HTTP/1.1",
+        ));
+    }
+    if !has_token(headers, header::CONNECTION, "upgrade") {
+        return Err(HandshakeError::Malformed(
+            "a WebSocket handshake needs the header Connection: Upgrade",
+        ));
+    }
+    if !request.body().is_end_stream() {
+        return Err(HandshakeError::Malformed(
+            "a WebSocket handshake has no body",
+        ));
+    }
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
+        return Err(HandshakeError::Version);
+    }
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else {
+        return Err(HandshakeError::Malformed(
+            "a WebSocket handshake needs one Sec-WebSocket-Key",
+        ));
+    };
+    if KEY.decode(key.as_bytes()).map_or(0, |nonce| nonce.len()) != 16 {
+        return Err(HandshakeError::Malformed(
+            "Sec-WebSocket-Key must be 16 bytes in base64",
+        ));
+    }
+    Ok(derive_accept_key(key.as_bytes()))
+}
+
+/// The tokens of a header that is a list of them, without their parameters.
+pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|it| it.split(';').next())
+        .map(str::trim)
+}
+
+/// Whether a header that is a list of tokens has `token` among them, in any case.
+pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
+}

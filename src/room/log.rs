@@ -1,0 +1,775 @@
+//! The log of a room: appending, fan-out, joining.
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::mpsc;
+
+use super::history::History;
+use super::queue::{Batches, Bound, Queue};
+use super::receipts::Receipts;
+use super::subscription::{Source, Subscription};
+use crate::config::{Config, Mode};
+use crate::format::{Batch, Format, Frames};
+use crate::message::MessageId;
+
+/// One ordered log. Its tail is the history; whoever has read up to its end has a queue that gets
+/// what comes next.
+#[derive(Debug)]
+pub struct Room {
+    pub(super) mode: Mode,
+    pub(super) bound: Bound,
+    pub(super) log: Mutex<Log>,
+    /// What this room's history costs in memory, for those who look without the lock.
+    pub(super) bytes: AtomicUsize,
+    /// Its rank among the rooms by what they cost.
+    pub(super) rank: AtomicUsize,
+    /// What all histories cost; this room keeps its part of it true.
+    pub(super) total: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) epoch: u64,
+    pub(super) history: History,
+    pub(super) members: Slab<Member>,
+    /// Where those stand whose queues are not filled: the message to read next, and their keys.
+    pub(super) behind: BTreeSet<(u64, usize)>,
+    pub(super) sealed: bool,
+}
+
+/// Who follows the log.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) queue: Arc<Queue>,
+    /// Sequence number of the message to read next from the history; none where the queue is filled.
+    pub(super) behind: Option<u64>,
+    /// Sequence number of the first message after it joined.
+    pub(super) joined_at: u64,
+    /// Whether it can say what it has: those who only listen cannot.
+    pub(super) answers: bool,
+}
+
+/// How a client wants to follow a room.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Follow {
+    /// How its events look.
+    pub format: Format,
+    /// The last message it has, if it was there before.
+    pub since: Option<MessageId>,
+}
+
+/// Where a client stands that has begun to follow a room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Sequence number of the message that it reads first.
+    pub next: u64,
+    /// The newest message of the room then, if there ever was one.
+    pub last: Option<MessageId>,
+    /// Whether what follows is, provably, all that came after the id that it asked with.
+    pub resumed: bool,
+    /// How many messages after that id are forgotten; none where the id is not of this log.
+    pub missed: Option<u64>,
+}
+
+impl Log {
+    /// Where somebody begins to read who has had the messages up to `since`.
+    pub(super) fn start(&self, since: Option<MessageId>) -> Start {
+        let (first, end) = (self.history.first(), self.history.next());
+        let last = (end > 1).then_some(MessageId {
+            epoch: self.epoch,
+            seq: end - 1,
+        });
+        let (next, resumed, missed) = match since {
+            None => (first, false, Some(0)),
+            Some(id) if id.epoch != self.epoch || id.seq >= end => (first, false, None),
+            Some(id) if id.seq + 1 >= self.history.oldest() => (id.seq + 1, true, Some(0)),
+            Some(id) => (first, false, Some(first - id.seq - 1)),
+        };
+        Start {
+            next,
+            last,
+            resumed,
+            missed,
+        }
+    }
+
+    /// Notes where a member stands.
+    pub(super) fn place(&mut self, key: usize, behind: Option<u64>) {
+        let before = mem::replace(&mut self.members[key].behind, behind);
+        before.map(|seq| self.behind.remove(&(seq, key)));
+        behind.map(|seq| self.behind.insert((seq, key)));
+    }
+
+    /// Sequence number of the oldest message that somebody who is behind still needs.
+    pub(super) fn needed(&self) -> Option<u64> {
+        self.behind.first().map(|(seq, _)| *seq)
+    }
+}
+
+/// The room takes no more messages: the server is shutting down.
+#[derive(Debug, thiserror::Error)]
+#[error("the room is sealed")]
+pub struct Sealed;
+
+impl Room {
+    /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
+    pub fn new(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Self {
+        let bound = Bound {
+            messages: config.max_queue,
+            bytes: config.max_queue_bytes.bytes(),
+        };
+        let history = History::new(
+            config.history_limit,
+            config.history_bytes.bytes(),
+            bound.bytes,
+        );
+        Self {
+            mode: config.mode,
+            bound,
+            log: Mutex::new(Log {
+                epoch,
+                history,
+                members: Slab::new(),
+                behind: BTreeSet::new(),
+                sealed: false,
+            }),
+            bytes: AtomicUsize::new(0),
+            rank: AtomicUsize::new(0),
+            total,
+        }
+    }
+
+    /// Appends messages to the log and, in broadcast mode, queues them for everybody; returns them
+    /// with their ids. Never waits for a client.
+    ///
+    /// # Errors
+    /// [`Sealed`] after [`seal`](Self::seal); the messages are not in the log then.
+    pub fn deliver(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
+        let mut log = self.log.lock();
+        if log.sealed {
+            return Err(Sealed);
+        }
+        let first = MessageId {
+            epoch: log.epoch,
+            seq: log.history.next(),
+        };
+        let batch = Arc::new(Batch::new(first, frames));
+        if self.mode == Mode::Broadcast {
+            let log = &mut *log;
+            for (key, member) in &mut log.members {
+                if member.behind.is_none() && !member.queue.push(&batch, self.bound) {
+                    member.behind = Some(first.seq);
+                    log.behind.insert((first.seq, key));
+                }
+            }
+        }
+        let needed = log.needed();
+        log.history.push(&batch, needed);
+        self.account(&log.history);
+        Ok(batch)
+    }
+
+    /// Begins to follow the log: what the history holds, then what comes. From here on nothing is
+    /// missed.
+    ///
+    /// It begins behind the id that `follow` asks for, where nothing is missing since, and else with
+    /// all that the history holds.
+    pub fn subscribe(self: &Arc<Self>, follow: Follow) -> (Subscription, Start) {
+        let mut log = self.log.lock();
+        let start = log.start(follow.since);
+        let joined_at = log.history.next();
+        let queue = Arc::<Queue>::default();
+        let key = log.members.insert(Member {
+            queue: queue.clone(),
+            behind: None,
+            joined_at,
+            answers: follow.format != Format::EventStream,
+        });
+        log.place(key, Some(start.next));
+        let mut subscription = Subscription {
+            room: self.clone(),
+            queue,
+            key: Some(key),
+            epoch: log.epoch,
+            format: follow.format,
+            source: Source::History,
+            missed: 0,
+            asked: false,
+            next: start.next,
+            last: None,
+            joined_at,
+            taken: Batches::new(),
+        };
+        // Where nothing is left to read the room is sealed, which it says again when asked.
+        subscription.read_history(&mut log).ok();
+        (subscription, start)
+    }
+
+    /// The batches that are remembered for those who join, from behind the id `since` if nothing is
+    /// missing after it; the first of them may begin before that.
+    pub fn history(&self, since: Option<MessageId>) -> (Vec<Arc<Batch>>, Start) {
+        let log = self.log.lock();
+        let start = log.start(since);
+        (
+            log.history.batches_from(start.next).cloned().collect(),
+            start,
+        )
+    }
+
+    /// Asks everybody for a receipt who was there when the message with the sequence number `seq` was
+    /// published, and can answer.
+    pub fn ask_receipts(&self, seq: u64) -> Receipts {
+        let log = self.log.lock();
+        let (sender, answers) = mpsc::channel(log.members.len().max(1));
+        let mut clients = 0;
+        for (_, member) in &log.members {
+            // Who came later was not there.
+            if member.joined_at <= seq {
+                clients += 1;
+                if member.answers {
+                    member.queue.ask(seq, sender.clone());
+                }
+            }
+        }
+        Receipts { clients, answers }
+    }
+
+    /// How many follow the log.
+    pub fn clients(&self) -> usize {
+        self.log.lock().members.len()
+    }
+
+    /// Takes no more messages. Whoever follows the log gets the rest of it, then its end.
+    pub fn seal(&self) {
+        let mut log = self.log.lock();
+        log.sealed = true;
+        log.members
+            .iter()
+            .for_each(|(_, member)| member.queue.detach());
+    }
+
+    /// Whether the history holds no message.
+    pub fn is_empty(&self) -> bool {
+        let log = self.log.lock();
+        log.history.oldest() == log.history.next()
+    }
+
+    /// Lets the oldest messages go until the others take at most `bytes` of memory.
+    pub fn trim_to(&self, bytes: usize) {
+        let mut log = self.log.lock();
+        log.history.trim_to(bytes);
+        self.account(&log.history);
+    }
+
+    /// Counts its history no longer, as it is about to be dropped.
+    pub fn write_off(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of memory that the history takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The rank that the hub gives it by that; 0 where it has none.
+    pub fn rank(&self) -> &AtomicUsize {
+        &self.rank
+    }
+
+    /// Makes both counts of bytes true again.
+    pub(super) fn account(&self, history: &History) {
+        let (before, now) = (self.bytes(), history.bytes());
+        if now != before {
+            self.bytes.store(now, Ordering::Relaxed);
+            self.total
+                .fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.write_off();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use proptest::prelude::*;
+
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::config::Size;
+    use crate::disconnect::Disconnect;
+    use crate::format::Chunk;
+    use crate::format::Outbox;
+    use crate::format::{BatchBuilder, Plain};
+    use crate::message::Kind;
+
+    const NO_PREFIX: Option<String> = Some(String::new());
+
+    fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
+        Config {
+            mode,
+            history_limit,
+            max_queue,
+            prefix: NO_PREFIX,
+            ..Config::default()
+        }
+    }
+
+    /// A room whose messages say their own numbers: 1, 2, 3 …
+    struct Numbers {
+        room: Arc<Room>,
+        plain: Plain,
+        last: u64,
+    }
+
+    impl Numbers {
+        fn new(config: &Config) -> Self {
+            Self {
+                room: Arc::new(Room::new(config, 1, Arc::default())),
+                plain: Plain::new(config),
+                last: 0,
+            }
+        }
+
+        fn publish(&mut self, count: u64) {
+            let numbers = self.last + 1..=self.last + count;
+            let mut draft = BatchBuilder::default();
+            for number in numbers {
+                let text = number.to_string();
+                self.plain.encode(Kind::Text, text.as_bytes(), &mut draft);
+            }
+            let batch = self.room.deliver(draft.take().unwrap()).unwrap();
+            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
+            self.last += count;
+        }
+
+        /// How many queues the room fills.
+        fn live(&self) -> usize {
+            let log = self.room.log.lock();
+            log.members
+                .iter()
+                .filter(|(_, member)| member.behind.is_none())
+                .count()
+        }
+    }
+
+    fn concat(frames: &[Chunk]) -> Vec<u8> {
+        frames
+            .iter()
+            .flat_map(|frame| frame.iter().copied())
+            .collect()
+    }
+
+    /// The numbers that `frames` carry.
+    fn numbers(frames: &[Chunk]) -> Vec<u64> {
+        let mut bytes: &[u8] = &concat(frames);
+        let mut numbers = Vec::new();
+        while let [_, length, rest @ ..] = bytes {
+            let (number, rest) = rest.split_at(*length as usize);
+            numbers.push(std::str::from_utf8(number).unwrap().parse().unwrap());
+            bytes = rest;
+        }
+        numbers
+    }
+
+    /// Asks once.
+    fn ask(subscription: &mut Subscription) -> Poll<Result<Vec<u64>, Disconnect>> {
+        let mut frames = Outbox::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        subscription
+            .poll_next(&mut cx, &mut frames)
+            .map_ok(|count| {
+                let numbers = numbers(&frames);
+                assert_eq!(numbers.len() as u64, count);
+                assert_eq!(subscription.last().unwrap().seq, *numbers.last().unwrap());
+                numbers
+            })
+    }
+
+    /// Asks until nothing is there for now.
+    fn take_all(subscription: &mut Subscription) -> Vec<u64> {
+        let mut all = Vec::new();
+        while let Poll::Ready(numbers) = ask(subscription) {
+            all.extend(numbers.unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn a_subscription_gets_history_then_live() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 10, 10));
+        room.publish(3);
+        let mut subscription = room.room.subscribe(Follow::default()).0;
+        room.publish(2);
+        assert_eq!(take_all(&mut subscription), [1, 2, 3, 4, 5]);
+        room.publish(1);
+        assert_eq!(take_all(&mut subscription), [6]);
+    }
+
+    #[test]
+    fn one_that_overflows_leaves_the_live_registry_and_catches_up_from_the_history() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
+        let mut slow = room.room.subscribe(Follow::default()).0;
+        let mut fast = room.room.subscribe(Follow::default()).0;
+        for _ in 0..10 {
+            room.publish(1);
+            assert_eq!(take_all(&mut fast), [room.last]);
+        }
+        assert_eq!(room.live(), 1);
+        assert_eq!(take_all(&mut slow), (1..=10).collect::<Vec<_>>());
+        assert_eq!(room.live(), 2);
+        room.publish(1);
+        assert_eq!(take_all(&mut slow), [11]);
+    }
+
+    #[test]
+    fn the_bytes_that_wait_are_bounded_too_but_one_batch_always_may() {
+        let config = Config {
+            max_queue_bytes: Size::from(7),
+            ..config(Mode::Broadcast, 0, 100)
+        };
+        let mut room = Numbers::new(&config);
+        let mut one = room.room.subscribe(Follow::default()).0;
+        // Three bytes a frame.
+        room.publish(5);
+        assert_eq!(take_all(&mut one), [1, 2, 3, 4, 5]);
+        room.publish(1);
+        room.publish(1);
+        assert_eq!(room.live(), 1);
+        room.publish(1);
+        assert_eq!(room.live(), 0);
+        assert!(matches!(ask(&mut one), Poll::Ready(Ok(got)) if got == [6, 7]));
+        assert!(matches!(
+            ask(&mut one),
+            Poll::Ready(Err(Disconnect::Behind))
+        ));
+    }
+
+    #[test]
+    fn a_room_without_a_history_still_keeps_what_somebody_lacks() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
+        let mut slow = room.room.subscribe(Follow::default()).0;
+        (0..5).for_each(|_| room.publish(1));
+        assert_eq!(take_all(&mut slow), [1, 2, 3, 4, 5]);
+        room.publish(1);
+        assert_eq!(take_all(&mut slow), [6]);
+        assert!(room.room.is_empty());
+    }
+
+    #[test]
+    fn a_long_history_is_read_in_pieces() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
+        for _ in 0..10 {
+            room.publish(1);
+        }
+        let mut subscription = room.room.subscribe(Follow::default()).0;
+        let mut pieces = Vec::new();
+        while let Poll::Ready(piece) = ask(&mut subscription) {
+            pieces.push(piece.unwrap().len());
+        }
+        assert_eq!(pieces, [4, 4, 2]);
+    }
+
+    #[test]
+    fn in_echo_mode_only_what_was_there_at_the_join_is_replayed() {
+        let mut room = Numbers::new(&config(Mode::Echo, 100, 2));
+        (0..3).for_each(|_| room.publish(1));
+        let mut subscription = room.room.subscribe(Follow::default()).0;
+        (0..3).for_each(|_| room.publish(1));
+        let (mut frames, mut counts) = (Outbox::new(), Vec::new());
+        while let count @ 1.. = subscription.replay(&mut frames).unwrap() {
+            counts.push(count);
+        }
+        assert_eq!((numbers(&frames), counts), (vec![1, 2, 3], vec![2, 1]));
+        assert!(ask(&mut subscription).is_pending());
+        room.publish(1);
+        assert!(ask(&mut subscription).is_pending());
+    }
+
+    /// What a subscription of the JSON format is told, each event as `type number`.
+    fn events(subscription: &mut Subscription) -> Vec<String> {
+        let mut frames = Outbox::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(given) = subscription.poll_next(&mut cx, &mut frames) {
+            given.unwrap();
+            subscription.take_asked();
+        }
+        let text = String::from_utf8_lossy(&concat(&frames)).into_owned();
+        let events = text.match_indices('{').map(|(start, _)| {
+            let end = start + text[start..].find('}').unwrap();
+            serde_json::from_str::<serde_json::Value>(&text[start..=end]).unwrap()
+        });
+        let told = |event: serde_json::Value| match event["type"].as_str() {
+            Some("gap") => format!("gap {}", event["missed"]),
+            _ => event["text"].as_str().unwrap().to_owned(),
+        };
+        events.map(told).collect()
+    }
+
+    #[test]
+    fn one_that_can_be_told_of_a_gap_goes_on_behind_it() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 2, 1));
+        let follow = Follow {
+            format: Format::Json,
+            since: None,
+        };
+        let (mut subscription, _) = room.room.subscribe(follow);
+        (0..3).for_each(|_| room.publish(1));
+        assert_eq!(events(&mut subscription), ["1", "2", "3"]);
+        (0..9).for_each(|_| room.publish(1));
+        // Nobody else is there for whom the room would keep more, once it has to.
+        let newest = room.room.history(None).0.pop().unwrap();
+        room.room.trim_to(newest.cost());
+        assert_eq!(events(&mut subscription), ["4", "gap 7", "12"]);
+        room.publish(1);
+        assert_eq!(events(&mut subscription), ["13"]);
+        // All may be forgotten, and that is told even at the end.
+        (0..9).for_each(|_| room.publish(1));
+        room.room.trim_to(0);
+        assert_eq!(events(&mut subscription), ["14", "gap 8"]);
+        (0..9).for_each(|_| room.publish(1));
+        room.room.trim_to(0);
+        room.room.seal();
+        let (mut frames, mut cx) = (Outbox::new(), Context::from_waker(Waker::noop()));
+        for told in [true, true, false] {
+            let given = subscription.poll_next(&mut cx, &mut frames);
+            assert!(matches!(given, Poll::Ready(given) if given.is_ok() == told));
+        }
+    }
+
+    /// How many receipts came, as far as it is known, and whether more may come.
+    fn receipts(mut receipts: Receipts) -> (usize, usize, bool) {
+        let mut given = 0;
+        loop {
+            match receipts.answers.try_recv() {
+                Ok(()) => given += 1,
+                Err(error) => {
+                    let open = error == mpsc::error::TryRecvError::Empty;
+                    return (receipts.clients, given, open);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_is_behind_is_asked_for_a_receipt_once_it_has_the_message() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 1));
+        let mut slow = room.room.subscribe(Follow::default()).0;
+        (0..5).for_each(|_| room.publish(1));
+        let waiting = room.room.ask_receipts(5);
+        let (late, _) = room.room.subscribe(Follow::default());
+        let mut frames = Outbox::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut asked = Vec::new();
+        while let Poll::Ready(given) = slow.poll_next(&mut cx, &mut frames) {
+            given.unwrap();
+            if slow.take_asked() {
+                asked.push(slow.last().unwrap().seq);
+            }
+        }
+        assert_eq!(asked, [5]);
+        let id = |seq| MessageId { epoch: 1, seq };
+        // Not for what it has not got, nor for another log.
+        slow.acknowledge(id(6));
+        slow.acknowledge(MessageId { epoch: 2, seq: 5 });
+        slow.acknowledge(id(4));
+        slow.acknowledge(id(5));
+        drop(late);
+        assert_eq!(receipts(waiting), (1, 1, false));
+    }
+
+    #[test]
+    fn what_fell_into_a_gap_is_never_acknowledged_nor_waited_for() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
+        let follow = Follow {
+            format: Format::Json,
+            since: None,
+        };
+        let mut slow = room.room.subscribe(follow).0;
+        (0..4).for_each(|_| room.publish(1));
+        let waiting = [3, 4].map(|seq| room.room.ask_receipts(seq));
+        room.room.trim_to(0);
+        assert_eq!(events(&mut slow), ["1", "gap 3"]);
+        room.publish(1);
+        assert_eq!(events(&mut slow), ["5"]);
+        slow.acknowledge(MessageId { epoch: 1, seq: 5 });
+        for waiting in waiting {
+            assert_eq!(receipts(waiting), (1, 0, false));
+        }
+    }
+
+    #[test]
+    fn a_sealed_room_takes_nothing_and_gives_the_rest_then_its_end() {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 2));
+        let mut live = room.room.subscribe(Follow::default()).0;
+        (0..5).for_each(|_| room.publish(1));
+        let mut late = room.room.subscribe(Follow::default()).0;
+        room.room.seal();
+        assert!(room.room.deliver(Frames::default()).is_err());
+        for subscription in [&mut live, &mut late] {
+            let mut all = Vec::new();
+            let end = loop {
+                match ask(subscription) {
+                    Poll::Ready(Ok(numbers)) => all.extend(numbers),
+                    Poll::Ready(Err(end)) => break end,
+                    Poll::Pending => panic!("a sealed room has an end"),
+                }
+            };
+            assert_eq!(all, [1, 2, 3, 4, 5]);
+            assert!(matches!(end, Disconnect::ShuttingDown));
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_all_rooms_are_counted_through_every_change() {
+        let total = Arc::new(AtomicUsize::new(0));
+        let config = config(Mode::Broadcast, 3, 10);
+        let plain = Plain::new(&config);
+        let rooms = [1, 2].map(|epoch| Room::new(&config, epoch, total.clone()));
+        let mut costs = Vec::new();
+        for payload in ["1", "22", "333", "4444"] {
+            for room in &rooms {
+                let mut draft = BatchBuilder::default();
+                plain.encode(Kind::Text, payload.as_bytes(), &mut draft);
+                costs.push(room.deliver(draft.take().unwrap()).unwrap().cost());
+            }
+        }
+        // Two rooms, and three of the four messages.
+        let all: usize = costs[2..].iter().sum();
+        assert_eq!(total.load(Ordering::Relaxed), all);
+        let last = costs[7];
+        rooms[0].trim_to(last);
+        assert_eq!((rooms[0].bytes(), rooms[1].bytes()), (last, all / 2));
+        assert_eq!(total.load(Ordering::Relaxed), last + all / 2);
+        drop(rooms);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Publish(u64),
+        Join,
+        Ask(prop::sample::Index),
+        Leave(prop::sample::Index),
+        /// The hub wants memory back.
+        Trim,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (1..4_u64).prop_map(Step::Publish),
+            1 => Just(Step::Join),
+            3 => any::<prop::sample::Index>().prop_map(Step::Ask),
+            1 => any::<prop::sample::Index>().prop_map(Step::Leave),
+            1 => Just(Step::Trim),
+        ]
+    }
+
+    proptest! {
+        /// Whatever was published and forgotten before: who resumes gets exactly what came after the
+        /// id that it asked with, and who cannot be given that gets all there is and is told so.
+        #[test]
+        fn one_resumes_exactly_where_nothing_is_missing(
+            steps in prop::collection::vec(prop_oneof![
+                3 => (1..4_u64).prop_map(Step::Publish),
+                1 => Just(Step::Trim),
+            ], 0..20),
+            history_limit in 0_usize..8,
+            epoch in 0..3_u64,
+            seq in prop_oneof![9 => 0..30_u64, 1 => Just(u64::MAX)],
+            somebody_is_behind in any::<bool>(),
+        ) {
+            let mut room = Numbers::new(&config(Mode::Broadcast, history_limit, 1));
+            // For whom the room keeps more than it remembers for others.
+            let _behind = somebody_is_behind.then(|| room.room.subscribe(Follow::default()));
+            for step in steps {
+                match step {
+                    Step::Publish(count) => room.publish(count),
+                    _ => room.room.trim_to(room.room.bytes() / 2),
+                }
+            }
+            let (first, oldest) = {
+                let log = room.room.log.lock();
+                (log.history.first(), log.history.oldest())
+            };
+            let since = Some(MessageId { epoch, seq });
+            let follow = Follow { since, ..Follow::default() };
+            let (mut subscription, start) = room.room.subscribe(follow);
+            let is_of_this_log = epoch == 1 && seq <= room.last;
+            prop_assert_eq!(start.resumed, is_of_this_log && seq + 1 >= oldest);
+            let (from, missed) = match (start.resumed, is_of_this_log) {
+                (true, _) => (seq + 1, Some(0)),
+                (false, true) => (first, Some(first - seq - 1)),
+                (false, false) => (first, None),
+            };
+            prop_assert_eq!((start.next, start.missed), (from, missed));
+            prop_assert_eq!(start.last.map_or(0, |id| id.seq), room.last);
+            room.publish(1);
+            prop_assert_eq!(take_all(&mut subscription), (from..=room.last).collect::<Vec<_>>());
+        }
+
+        /// Whatever the order of things: what one gets is one contiguous run of the log, from the
+        /// oldest message at its join to the end, and who is told to be behind is.
+        #[test]
+        fn each_gets_one_contiguous_run(
+            steps in prop::collection::vec(step(), 0..200),
+            history_limit in 0_usize..12,
+            max_queue in 1_usize..6,
+            max_queue_bytes in 1_usize..400,
+        ) {
+            let config = Config {
+                max_queue_bytes: Size::from(max_queue_bytes),
+                ..config(Mode::Broadcast, history_limit, max_queue)
+            };
+            let mut room = Numbers::new(&config);
+            // Each with the number it has to get next.
+            let mut clients: Vec<(Subscription, u64)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Publish(count) => room.publish(count),
+                    Step::Trim => room.room.trim_to(room.room.bytes() / 2),
+                    Step::Join => {
+                        let oldest = room.room.log.lock().history.first();
+                        clients.push((room.room.subscribe(Follow::default()).0, oldest));
+                    }
+                    Step::Ask(_) | Step::Leave(_) if clients.is_empty() => {}
+                    Step::Ask(which) => {
+                        let which = which.index(clients.len());
+                        let (subscription, next) = &mut clients[which];
+                        match ask(subscription) {
+                            Poll::Ready(Ok(numbers)) => {
+                                let end = *next + numbers.len() as u64;
+                                prop_assert_eq!(numbers, (*next..end).collect::<Vec<_>>());
+                                *next = end;
+                            }
+                            Poll::Ready(Err(why)) => {
+                                prop_assert!(matches!(why, Disconnect::Behind));
+                                prop_assert!(*next < room.room.log.lock().history.oldest());
+                                clients.swap_remove(which);
+                            }
+                            Poll::Pending => prop_assert_eq!(*next, room.last + 1),
+                        }
+                    }
+                    Step::Leave(which) => drop(clients.swap_remove(which.index(clients.len()))),
+                }
+                prop_assert_eq!(room.room.log.lock().members.len(), clients.len());
+            }
+            // Nothing is kept for those who are gone.
+            clients.clear();
+            let log = room.room.log.lock();
+            prop_assert!(log.behind.is_empty());
+            prop_assert_eq!(log.history.oldest(), log.history.first());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Writing: shared bytes in few writes, bounded waits, and the end of a connection.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Buf;
+use smallvec::SmallVec;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::task::coop::has_budget_remaining;
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+use super::read::poll_discard;
+use super::stream::Transport;
+use crate::disconnect::Disconnect;
+
+/// How many chunks one write hands to the kernel.
+const SLICES_PER_WRITE: usize = 64;
+
+/// Hands `chunks` to the kernel, once, without waiting; returns how many bytes it took and how
+/// many chunks are left.
+///
+/// # Errors
+/// [`Disconnect::Transport`] and [`Disconnect::Gone`].
+pub fn try_write(
+    stream: &mut impl Transport,
+    chunks: &mut [impl Buf],
+) -> Result<(usize, usize), Disconnect> {
+    match not_zero(with_slices(chunks, |slices| stream.try_write(slices))) {
+        Ok(written) => Ok((written, advance(chunks, written).len())),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((0, chunks.len())),
+        Err(error) => Err(Disconnect::from_io(error)),
+    }
+}
+
+/// Writes all of `chunks`, in as few writes as possible; returns whether the peer kept them waiting.
+///
+/// # Errors
+/// [`Disconnect::Stalled`] when the peer took nothing for so long, and [`Disconnect::Transport`].
+pub async fn write<S: Transport>(
+    stream: &mut S,
+    chunks: &mut [impl Buf],
+    patience: Duration,
+) -> Result<bool, Disconnect> {
+    let mut waited = false;
+    let mut rest = chunks;
+    while !rest.is_empty() {
+        // At first without the cost of a timer.
+        let once = poll_fn(|cx| Poll::Ready(poll_write(stream, cx, rest))).await;
+        let written = match once {
+            Poll::Ready(written) => written,
+            Poll::Pending => {
+                // Unless it is our own scheduler that wants a pause.
+                waited |= has_budget_remaining();
+                let write = poll_fn(|cx| poll_write(stream, cx, rest));
+                match timeout(patience, write).await {
+                    Ok(written) => written,
+                    // The kernel may have taken bytes that it did not tell of.
+                    Err(_) => {
+                        match not_zero(with_slices(rest, |slices| stream.try_write_anyway(slices)))
+                        {
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                                return Err(Disconnect::Stalled);
+                            }
+                            written => written,
+                        }
+                    }
+                }
+            }
+        };
+        rest = advance(rest, written.map_err(Disconnect::from_io)?);
+    }
+    Ok(waited)
+}
+
+/// Hands `chunks` to the kernel, as many at once as it takes.
+fn poll_write<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    chunks: &[impl Buf],
+) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
+    let written = match chunks {
+        [only] => stream.poll_write(cx, only.chunk()),
+        chunks => with_slices(chunks, |slices| stream.poll_write_vectored(cx, slices)),
+    };
+    written.map(not_zero)
+}
+
+/// Writes with as much of `chunks` as one write hands to the kernel.
+fn with_slices<T>(chunks: &[impl Buf], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
+    if let [only] = chunks {
+        return write(&[IoSlice::new(only.chunk())]);
+    }
+    let mut slices = SmallVec::<[_; SLICES_PER_WRITE]>::new();
+    let chunks = chunks.iter().take(SLICES_PER_WRITE);
+    slices.extend(chunks.map(|chunk| IoSlice::new(chunk.chunk())));
+    write(&slices)
+}
+
+/// The outcome of a write that had something to write: nothing written is an error.
+fn not_zero(written: io::Result<usize>) -> io::Result<usize> {
+    match written {
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        written => written,
+    }
+}
+
+/// Takes `written` bytes off the front of `chunks`; returns those that are left.
+fn advance<C: Buf>(mut chunks: &mut [C], mut written: usize) -> &mut [C] {
+    while let Some(first) = chunks.first_mut() {
+        let length = first.remaining();
+        if written < length {
+            first.advance(written);
+            break;
+        }
+        written -= length;
+        chunks = &mut chunks[1..];
+    }
+    chunks
+}
+
+/// Closes our side and reads until the peer closes its own, so that what we wrote last is not lost
+/// to a reset that unread data would cause (RFC 6455, section 7.1.1).
+pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    if stream.shutdown().await.is_ok() {
+        while poll_fn(|cx| poll_discard(stream, cx)).await {
+            // One that never stops sending takes turns with the others.
+            yield_now().await;
+        }
+    }
+}
