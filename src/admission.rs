@@ -128,7 +128,10 @@ impl Admission {
 /// Whether a browser asks because of a page of another site, other than to show the answer in the
 /// place of it (Fetch Metadata, section 2). Not every request of a page has an `Origin`.
 fn is_cross_site(headers: &HeaderMap) -> bool {
-    let says = |name, value| headers.get(name).is_some_and(|it| it == value);
+    let says = |name, value: &str| {
+        let field = headers.get(name);
+        field.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
+    };
     says("sec-fetch-site", "cross-site") && !says("sec-fetch-mode", "navigate")
 }
 

@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::coop::unconstrained;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -64,7 +65,7 @@ impl Server {
         let config = Arc::new(config);
         let listeners = listen(&config.host, config.port).await?;
         let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
-        let only_local = addresses.all(|it| it.ip().is_loopback());
+        let only_local = addresses.all(|it| it.ip().to_canonical().is_loopback());
         let hub = Arc::new(Hub::new(config.clone(), Store::memory()));
         let draining = CancellationToken::new();
         let admission = Admission::new(&config, only_local);
@@ -184,7 +185,7 @@ impl Server {
     async fn drain(mut self, mut connections: JoinSet<()>) {
         self.draining.cancel();
         // Who connected before the end is told of it.
-        while let Some(Ok((stream, peer))) = self.accept().now_or_never() {
+        while let Some(Ok((stream, peer))) = unconstrained(self.accept()).now_or_never() {
             self.admit(stream, peer, &mut connections);
         }
         self.listeners.clear();

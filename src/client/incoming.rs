@@ -28,7 +28,10 @@ struct State {
     entries: Slab<Entry>,
     /// Bytes that are held, without those of entries that were cut.
     total: usize,
-    /// The bytes that each entry lacks, and its key: the first is nearest to its end.
+    /// Bytes of entries that were cut, until their tasks have dropped them.
+    dropping: usize,
+    /// The bytes that each entry lacks, and its key: the first is nearest to its end. Without entries
+    /// that were cut, or that are not read now.
     by_end: BTreeSet<(u64, usize)>,
 }
 
@@ -38,6 +41,8 @@ struct Entry {
     missing: u64,
     growth: Growth,
     is_cut: bool,
+    /// Whether its task is to be woken when it may be read.
+    waits_for_room: bool,
     waker: Option<Waker>,
 }
 
@@ -71,6 +76,7 @@ impl Incoming {
             missing: u64::MAX,
             growth: Growth::new(Instant::now()),
             is_cut: false,
+            waits_for_room: false,
             waker: None,
         });
         state.by_end.insert((u64::MAX, key));
@@ -88,26 +94,25 @@ impl Incoming {
 
 impl Unfinished {
     /// The message holds `held` bytes now, and lacks `missing` more. Where this is too much for all
-    /// together, another one is cut.
+    /// together, others are cut, or in the end this one.
     pub fn update(&self, held: usize, missing: u64) {
         let mut guard = self.incoming.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
-        let missing_before = mem::replace(&mut entry.missing, missing);
-        let held_before = mem::replace(&mut entry.held, held);
         if entry.is_cut {
             return;
         }
-        entry.growth.add(
-            held.saturating_sub(held_before),
-            Instant::now(),
-            self.incoming.window,
-        );
+        let missing_before = mem::replace(&mut entry.missing, missing);
+        let held_before = mem::replace(&mut entry.held, held);
+        let grown = held.saturating_sub(held_before);
+        entry
+            .growth
+            .add(grown, Instant::now(), self.incoming.window);
         state.by_end.remove(&(missing_before, self.key));
         state.by_end.insert((missing, self.key));
         state.total = state.total - held_before + held;
         if state.total > self.incoming.limit {
-            state.cut_one(self.key, self.incoming.window);
+            state.cut(self.key, &self.incoming);
         }
         state.wake(self.incoming.limit);
     }
@@ -117,11 +122,15 @@ impl Unfinished {
     /// # Errors
     /// [`NoSpace`] when it was cut.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), NoSpace>> {
-        let mut state = self.incoming.state.lock();
-        let is_nearest = state.by_end.first().map(|(_, key)| *key) == Some(self.key);
-        let has_room = state.total < self.incoming.limit || is_nearest;
+        let mut guard = self.incoming.state.lock();
+        let state = &mut *guard;
         let entry = &mut state.entries[self.key];
         entry.watch(cx)?;
+        state.by_end.insert((entry.missing, self.key));
+        let is_nearest = state.by_end.first().map(|(_, key)| *key) == Some(self.key);
+        let has_room = state.has_room(self.incoming.limit) || is_nearest;
+        let entry = &mut state.entries[self.key];
+        entry.waits_for_room = !has_room;
         // Time in which nothing is read does not count.
         let now = Instant::now();
         match has_room {
@@ -138,12 +147,18 @@ impl Unfinished {
 
     /// Waits until the message is cut, while nothing more of it is read.
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<NoSpace> {
-        let entry = &mut self.incoming.state.lock().entries[self.key];
+        let mut guard = self.incoming.state.lock();
+        let state = &mut *guard;
+        let entry = &mut state.entries[self.key];
+        entry.waits_for_room = false;
         entry.growth.pause(Instant::now());
-        match entry.watch(cx) {
-            Err(cut) => Poll::Ready(cut),
-            Ok(()) => Poll::Pending,
+        if let Err(cut) = entry.watch(cx) {
+            return Poll::Ready(cut);
         }
+        // It does not get nearer to its end now.
+        state.by_end.remove(&(entry.missing, self.key));
+        state.wake(self.incoming.limit);
+        Poll::Pending
     }
 }
 
@@ -151,43 +166,58 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         let mut state = self.incoming.state.lock();
         let entry = state.entries.remove(self.key);
-        if !entry.is_cut {
-            state.total -= entry.held;
-            state.by_end.remove(&(entry.missing, self.key));
+        match entry.is_cut {
+            true => state.dropping -= entry.held,
+            false => state.total -= entry.held,
         }
+        state.by_end.remove(&(entry.missing, self.key));
         state.wake(self.incoming.limit);
     }
 }
 
 impl State {
-    /// Cuts the message that grew least; not the one of `growing`, unless there is no other.
-    fn cut_one(&mut self, growing: usize, window: Duration) {
+    /// Whether what is held, for as long as it is, leaves room for more.
+    fn has_room(&self, limit: usize) -> bool {
+        self.total + self.dropping <= limit
+    }
+
+    /// Cuts the messages that grew least, until there is space; that of `growing` last.
+    fn cut(&mut self, growing: usize, incoming: &Incoming) {
         let now = Instant::now();
         let others = self
             .entries
             .iter_mut()
             .filter(|(key, entry)| *key != growing && !entry.is_cut);
-        let growths = others.map(|(key, entry)| (entry.growth.of_last(window, now), key));
-        let key = growths.min().map_or(growing, |(_, key)| key);
-        let entry = &mut self.entries[key];
-        entry.is_cut = true;
-        // Its task drops what it holds as soon as it is woken.
-        self.total -= entry.held;
-        self.by_end.remove(&(entry.missing, key));
-        if let Some(waker) = entry.waker.take() {
-            waker.wake();
+        let mut growths: Vec<(usize, usize)> = others
+            .map(|(key, entry)| (entry.growth.of_last(incoming.window, now), key))
+            .collect();
+        growths.sort_unstable();
+        let keys = growths.into_iter().map(|(_, key)| key).chain([growing]);
+        for key in keys {
+            if self.total <= incoming.limit {
+                break;
+            }
+            let entry = &mut self.entries[key];
+            entry.is_cut = true;
+            // Its task drops what it holds as soon as it is woken.
+            self.total -= entry.held;
+            self.dropping += entry.held;
+            self.by_end.remove(&(entry.missing, key));
+            entry.wake();
         }
     }
 
     /// Wakes the messages that wait and may be read now.
     fn wake(&mut self, limit: usize) {
-        if self.total < limit {
-            for (_, entry) in &mut self.entries {
-                entry.growth.is_paused().then(|| entry.wake());
-            }
+        if self.has_room(limit) {
+            // Nearly always there are none.
+            let waiting = self.entries.iter_mut().map(|(_, entry)| entry);
+            waiting.filter(|it| it.waits_for_room).for_each(Entry::wake);
         } else if let Some((_, key)) = self.by_end.first() {
             let entry = &mut self.entries[*key];
-            entry.growth.is_paused().then(|| entry.wake());
+            if entry.waits_for_room {
+                entry.wake();
+            }
         }
     }
 }
@@ -206,6 +236,7 @@ impl Entry {
     }
 
     fn wake(&mut self) {
+        self.waits_for_room = false;
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -265,10 +296,6 @@ impl Growth {
         if let Some(paused) = self.paused.take() {
             self.since += now.duration_since(paused);
         }
-    }
-
-    fn is_paused(&self) -> bool {
-        self.paused.is_some()
     }
 }
 
@@ -332,8 +359,8 @@ mod tests {
         }
         new.update(40, 1000);
         assert_eq!(room(&dripping), Poll::Ready(Err(NoSpace)));
-        assert_eq!(room(&steady), Poll::Ready(Ok(())));
-        assert_eq!(room(&new), Poll::Ready(Ok(())));
+        assert_ne!(room(&steady), Poll::Ready(Err(NoSpace)));
+        assert_ne!(room(&new), Poll::Ready(Err(NoSpace)));
         assert_eq!(incoming.bytes(), 60);
         // What it still holds is given back once.
         dripping.update(90, 1);
@@ -351,26 +378,61 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn at_the_limit_only_the_one_nearest_to_its_end_is_read() {
+    async fn as_many_are_cut_as_it_takes() {
+        let incoming = incoming(100);
+        let small = [(); 5].map(|()| incoming.begin());
+        small.iter().for_each(|it| it.update(10, 5));
+        let large = incoming.begin();
+        large.update(75, 1000);
+        let cut = small
+            .iter()
+            .filter(|it| room(it) == Poll::Ready(Err(NoSpace)));
+        assert_eq!((cut.count(), incoming.bytes()), (3, 95));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn until_what_was_cut_is_dropped_only_the_one_nearest_to_its_end_is_read() {
         let incoming = incoming(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
         let mut cx = Context::from_waker(&waker);
-        let [near, far] = [(); 2].map(|()| incoming.begin());
-        near.update(50, 10);
+        let [cut, near, far] = [(); 3].map(|()| incoming.begin());
+        cut.update(40, 5);
+        pass(30).await;
+        near.update(30, 10);
         far.update(50, 20);
+        assert_eq!(room(&cut), Poll::Ready(Err(NoSpace)));
         assert_eq!(room(&near), Poll::Ready(Ok(())));
         assert_eq!(far.poll_room(&mut cx), Poll::Pending);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
-        // The other is the nearest one then.
-        near.update(50, 30);
+        // While the nearest one is not read, the other is.
+        assert!(
+            near.poll_cut(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        );
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert_eq!(far.poll_room(&mut cx), Poll::Ready(Ok(())));
-        far.update(50, 40);
+        assert_eq!(room(&near), Poll::Ready(Ok(())));
         assert_eq!(far.poll_room(&mut cx), Poll::Pending);
-        drop(near);
+        drop(cut);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
         assert_eq!(far.poll_room(&mut cx), Poll::Ready(Ok(())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_task_is_woken_that_does_not_wait_for_room() {
+        let incoming = incoming(100);
+        let wakes = Arc::<Wakes>::default();
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        let writing = incoming.begin();
+        writing.update(50, 10);
+        assert!(writing.poll_cut(&mut cx).is_pending());
+        let other = incoming.begin();
+        for held in 1..50 {
+            other.update(held, 10);
+        }
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -379,13 +441,14 @@ mod tests {
         let [near, held_up, new] = [(); 3].map(|()| incoming.begin());
         near.update(10, 1);
         held_up.update(90, 20);
-        assert!(room(&held_up).is_pending());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(held_up.poll_cut(&mut cx).is_pending());
         pass(30).await;
-        new.update(15, 1);
+        // It grew by 90 before it was held up, and the other by nothing lately.
+        new.update(10, 1);
         assert_eq!(room(&near), Poll::Ready(Err(NoSpace)));
-        assert_eq!(room(&new), Poll::Ready(Ok(())));
-        assert_eq!(incoming.bytes(), 105);
-        assert!(room(&held_up).is_pending());
+        assert_ne!(room(&held_up), Poll::Ready(Err(NoSpace)));
+        assert_eq!(incoming.bytes(), 100);
     }
 
     #[tokio::test(start_paused = true)]

@@ -632,6 +632,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn pings_and_pongs_do_not_keep_a_message_that_does_not_go_on() {
+        let interval = |config: &mut Config| config.ping_interval = Time::from(secs(4));
+        let mut peer = Peer::with(interval).await;
+        peer.stream
+            .write_all(&[0x01, 0x81, 0, 0, 0, 0, b'x'])
+            .await
+            .unwrap();
+        for _ in 0..2 {
+            assert_eq!(peer.frame().await.0, PING);
+            peer.stream
+                .write_all(&[0x8a, 0x80, 0, 0, 0, 0])
+                .await
+                .unwrap();
+        }
+        peer.expect_close(1013).await;
+        assert_eq!(peer.elapsed(), secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn time_in_which_nothing_is_read_does_not_count_for_a_message() {
         let (hub, config) = hub(|_| {});
         let mut peer = Peer::join(&hub, &config, 64).await;

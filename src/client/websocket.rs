@@ -22,6 +22,9 @@ use crate::transport::Transport;
 use crate::transport::read::{READ_OF_LARGE_MESSAGES, READ_OF_SMALL_MESSAGES, with_buffer};
 use crate::transport::write::{linger, try_write, write};
 
+/// What a close frame may stand behind, in the buffers on its way, to be waited for.
+const UNREAD_MAX: u64 = 1 << 20;
+
 /// Bytes of a message that is not small.
 const LARGE_MESSAGE: usize = 1024;
 
@@ -53,11 +56,25 @@ pub struct WebSocket<S> {
 struct Progress {
     /// Its share of what all clients together may hold, unless it is too small to be counted.
     share: Option<Unfinished>,
-    /// How many bytes of it there are; none where it has begun anew.
-    held: Option<usize>,
+    /// How many bytes of it there are.
+    held: usize,
     /// When the last byte of it came; time in which nothing was read is added.
     since: Instant,
+    /// Since when it is not read for want of room.
+    paused: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
+}
+
+impl Progress {
+    fn new(now: Instant, due: Instant) -> Self {
+        Self {
+            share: None,
+            held: 0,
+            since: now,
+            paused: None,
+            alarm: Box::pin(sleep_until(due)),
+        }
+    }
 }
 
 /// Bytes of an unfinished message from which on it is counted. Fewer are a part of what a client
@@ -121,12 +138,10 @@ impl<S: Transport> WebSocket<S> {
                     false => READ_OF_SMALL_MESSAGES,
                 };
             }
-            if messages > 0
-                && let Some(progress) = &mut self.unfinished
-            {
-                progress.held = None;
-            }
             if messages + pongs > 0 {
+                if !self.decoder.is_idle() || self.unfinished.is_some() {
+                    self.count_unfinished(COUNTED_FROM, messages > 0);
+                }
                 return Poll::Ready(Ok(()));
             }
             if let Some(why) = self.decoder.take_end() {
@@ -151,10 +166,15 @@ impl<S: Transport> WebSocket<S> {
             return Poll::Ready(Ok(()));
         };
         match share.poll_room(cx) {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(())) => {
+                if let Some(paused) = progress.paused.take() {
+                    progress.since += paused.elapsed();
+                }
+                Poll::Ready(Ok(()))
+            }
             Poll::Ready(Err(_)) => Poll::Ready(Err(self.abandon(Disconnect::NoSpace))),
             Poll::Pending => {
-                progress.since = Instant::now();
+                progress.paused.get_or_insert_with(Instant::now);
                 // It cannot be judged by what is not read.
                 self.heard = true;
                 Poll::Pending
@@ -162,40 +182,49 @@ impl<S: Transport> WebSocket<S> {
         }
     }
 
+    /// Counts what is there of a message that is not complete, if there is one, from `least` bytes on;
+    /// `anew` says that it began after what was counted last.
+    fn count_unfinished(&mut self, least: usize, anew: bool) -> Option<&mut Progress> {
+        let Some((held, missing)) = self.decoder.unfinished() else {
+            self.unfinished = None;
+            return None;
+        };
+        if held < least && self.unfinished.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let progress = self.unfinished.get_or_insert_with(|| {
+            let due = now + self.config.write_timeout.get();
+            Box::new(Progress::new(now, due))
+        });
+        if progress.held != held || anew {
+            (progress.held, progress.since) = (held, now);
+        }
+        if progress.share.is_none() && held >= COUNTED_FROM {
+            progress.share = Some(self.incoming.begin());
+        }
+        if let Some(share) = &progress.share {
+            share.update(held, missing);
+        }
+        Some(progress)
+    }
+
     /// Waits for more of the message that the client is amid of, if it is amid of one, and not for
     /// longer than the write timeout.
     fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
-        let Some((held, missing)) = self.decoder.unfinished() else {
-            self.unfinished = None;
+        if self.count_unfinished(0, false).is_none() {
+            return Poll::Pending;
+        }
+        // It may be the one that is cut.
+        ready!(self.poll_room(cx))?;
+        let patience = self.config.write_timeout.get();
+        let Some(progress) = &mut self.unfinished else {
             return Poll::Pending;
         };
-        let now = Instant::now();
-        let patience = self.config.write_timeout.get();
-        let progress = self.unfinished.get_or_insert_with(|| {
-            Box::new(Progress {
-                share: None,
-                held: None,
-                since: now,
-                alarm: Box::pin(sleep_until(now + patience)),
-            })
-        });
-        if progress.held.replace(held) != Some(held) {
-            progress.since = now;
-            if progress.share.is_none() && held >= COUNTED_FROM {
-                progress.share = Some(self.incoming.begin());
-            }
-            if let Some(share) = &progress.share {
-                share.update(held, missing);
-                // It may be the one that is cut.
-                if let Poll::Ready(Err(_)) = share.poll_room(cx) {
-                    return Poll::Ready(Err(self.abandon(Disconnect::NoSpace)));
-                }
-            }
-        }
         // The alarm is set anew only when it goes off.
         while progress.alarm.as_mut().poll(cx).is_ready() {
             let due = progress.since + patience;
-            if due <= now {
+            if due <= Instant::now() {
                 return Poll::Ready(Err(self.abandon(Disconnect::Unfinished)));
             }
             progress.alarm.as_mut().reset(due);
@@ -310,6 +339,7 @@ impl<S: Transport> WebSocket<S> {
         }
         self.torn = true;
         self.written += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        let started = self.unfinished.as_ref().map(|_| Instant::now());
         let write = write(&mut self.stream, frames, self.config.write_timeout.get());
         let waited = match &self.unfinished {
             None => write.await?,
@@ -325,9 +355,9 @@ impl<S: Transport> WebSocket<S> {
             }
         };
         frames.clear();
-        if let Some(progress) = &mut self.unfinished {
+        if let (Some(progress), Some(started)) = (&mut self.unfinished, started) {
             // Meanwhile nothing was read.
-            progress.since = Instant::now();
+            progress.since += started.elapsed();
         }
         self.torn = false;
         Ok(waited)
@@ -352,12 +382,18 @@ impl<S: Transport> WebSocket<S> {
         {
             return;
         }
+        if why.ends_reading() {
+            self.unfinished = None;
+            self.decoder.abandon();
+        }
         self.decoder.close(why.close_frame());
         if self.write(&mut Outbox::new()).await.is_ok() {
             let limit = self.config.close_timeout.get();
             let limit = match why {
-                Disconnect::NoPong => limit,
-                _ => limit.max(time_to_read(unread)),
+                Disconnect::ShuttingDown | Disconnect::Behind => {
+                    limit.max(time_to_read(unread.min(UNREAD_MAX)))
+                }
+                _ => limit,
             };
             timeout(limit, self.close(why)).await.ok();
         }

@@ -78,7 +78,9 @@ fn kind_of(media_type: &str) -> Option<Kind> {
     match (top, name) {
         ("application", "x-www-form-urlencoded") => None,
         ("text", _) => Some(Kind::Text),
-        ("application", "javascript" | "ecmascript" | "x-ndjson" | "x-yaml") => Some(Kind::Text),
+        ("application", "javascript" | "x-javascript" | "ecmascript" | "x-ndjson" | "x-yaml") => {
+            Some(Kind::Text)
+        }
         _ if ["json", "xml", "yaml"].contains(&suffix) => Some(Kind::Text),
         _ => Some(Kind::Binary),
     }

@@ -32,13 +32,14 @@ fn lines_with(
             .take(MAX_ADDRESSES)
             .map(|ip| format!("http://{}/", SocketAddr::new(ip, port)))
             .collect();
-        if !urls.is_empty() {
+        // Where hosts are listed, an address may not be one of them.
+        if !urls.is_empty() && config.allow_host.is_empty() {
             lines.push(format!("from other machines: {}", urls.join(" ")));
         }
     } else {
         let host = config.host_in_urls();
         lines.push(format!("open http://{host}:{port}/ in a browser"));
-        if bound.iter().all(|it| it.ip().is_loopback()) {
+        if bound.iter().all(|it| it.ip().to_canonical().is_loopback()) {
             let behind_a_proxy = match config.allow_host.is_empty() {
                 true => ", behind a proxy add --allow-host NAME",
                 false => "",

@@ -97,7 +97,7 @@ impl Decoder {
         while !self.has_ended() {
             let front = self.fast_path.front(&mut bytes[at..]);
             match front {
-                Front::Foreign(length) => {
+                Front::Other(length) => {
                     foreign.extend_from_slice(&bytes[at..at + length]);
                     at += length;
                     continue;
@@ -127,6 +127,7 @@ impl Decoder {
                     at += length;
                 }
                 Front::TooLong => self.pending().ended = Some(Disconnect::TooBig),
+                Front::Wrong => self.pending().ended = Some(Disconnect::Protocol),
                 Front::Partial(lacks) => {
                     if at < bytes.len() {
                         let pending = self.pending();
@@ -135,7 +136,7 @@ impl Decoder {
                     }
                     break;
                 }
-                Front::Foreign(_) | Front::Part(..) => {}
+                Front::Other(_) | Front::Part(..) => {}
             }
         }
         self.tidy();
@@ -498,6 +499,24 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_may_not_stand_there_is_wrong_at_its_header() {
+        let fragment = masked(0x01, b"x");
+        let long = &masked(0x81, &[b'x'; 1000])[..14];
+        let mut unmasked = masked(0x81, b"");
+        unmasked[1] = 0x7f;
+        for bytes in [
+            [&fragment, long].concat(),
+            unmasked[..10].to_vec(),
+            vec![0x83, 0x80, 0, 0, 0, 0],
+        ] {
+            assert_eq!(
+                through_the_decoder([&bytes[..]].into_iter(), 10_000).1,
+                "Protocol"
+            );
+        }
+    }
+
+    #[test]
     fn after_a_large_message_no_more_is_held_than_before() {
         let mut decoder = Decoder::new(1 << 20);
         let (mut messages, large) = (Vec::new(), masked(0x82, &vec![7; 1 << 20]));
@@ -561,8 +580,8 @@ mod tests {
             let pieces = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
             let (messages, end, answers) = through_the_decoder(pieces, max);
             let mut alone = through_tungstenite(bytes, max);
-            // What is too long, or no text, is known before all of its frame is there.
-            if alone.1 == "Gone" && (end == "TooBig" || end == "NotUtf8") {
+            // What is wrong is known before all of its frame is there.
+            if alone.1 == "Gone" && ["TooBig", "NotUtf8", "Protocol"].contains(&&*end) {
                 alone = through_tungstenite(frames.concat(), max);
             }
             prop_assert_eq!(messages, alone.0);

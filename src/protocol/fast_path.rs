@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::frame::{Control, FIN, Header, unmask};
+use super::frame::{CONTROL_MAX, Control, FIN, Header, unmask};
 use crate::message::Kind;
 
 /// What stands at the front of the bytes that a client sent.
@@ -12,14 +12,16 @@ pub enum Front {
     Message(Kind, Range<usize>, usize),
     /// A whole control frame, likewise.
     Control(Control, Range<usize>, usize),
-    /// So many bytes are tungstenite's, unchanged.
-    Foreign(usize),
+    /// A frame of so many bytes that is the slow path's, unchanged, to say what is wrong with it.
+    Other(usize),
     /// A part of a data frame that belongs to a message in several parts: tungstenite gets it as a
     /// frame of its own, of this header and the payload that stands in this range, behind which
     /// the next begins.
     Part(PartHeader, Range<usize>),
     /// A frame would make its message longer than allowed.
     TooLong,
+    /// A frame that may not stand here, whatever its payload.
+    Wrong,
     /// The beginning of a frame; at least so many bytes must come before anything can be said.
     Partial(u64),
 }
@@ -33,8 +35,6 @@ pub enum Front {
 #[derive(Debug)]
 pub struct FastPath {
     max_message: u64,
-    /// Bytes of the current frame that are still tungstenite's.
-    foreign: u64,
     /// The rest of a data frame that is passed on in parts.
     rest: Option<Rest>,
     /// Whether the current message is in fragments.
@@ -64,7 +64,6 @@ impl FastPath {
     pub fn new(max_message: usize) -> Self {
         Self {
             max_message: max_message as u64,
-            foreign: 0,
             rest: None,
             fragmented: false,
             held: 0,
@@ -107,21 +106,24 @@ impl FastPath {
         if bytes.is_empty() {
             return Front::Partial(1);
         }
-        if self.foreign > 0 {
-            let foreign = self.foreign.min(bytes.len() as u64);
-            self.foreign -= foreign;
-            self.held += foreign;
-            return Front::Foreign(foreign as usize);
-        }
         if self.rest.is_some() {
             return self.part(bytes, 0);
         }
         let Some(header) = Header::parse(bytes) else {
             return Front::Partial(1);
         };
-        let end = header.length.saturating_add(header.payload);
+        if header.is_reserved() {
+            return Front::Wrong;
+        }
+        if header.payload > self.max_message.max(CONTROL_MAX) {
+            return Front::TooLong;
+        }
+        let end = header.length + header.payload;
         let missing = end.saturating_sub(bytes.len() as u64);
-        if let (Some(control), Some(mask)) = (header.control(), header.mask) {
+        let Some(mask) = header.mask else {
+            return Front::Wrong;
+        };
+        if let Some(control) = header.control() {
             if missing > 0 {
                 return Front::Partial(missing);
             }
@@ -131,26 +133,25 @@ impl FastPath {
                 return Front::Control(control, payload, end as usize);
             }
             unmask(&mut bytes[payload], mask);
-        } else if let (true, Some(mask)) = (header.is_data(self.fragmented), header.mask) {
-            if self.fragmented && header.payload > self.max_message.saturating_sub(self.held) {
-                return Front::TooLong;
-            }
-            if header.payload <= self.max_message {
-                let is_short = header.is_final() && end <= PARTIAL_MAX as u64;
-                if missing > 0 && (missing == header.payload || (!self.fragmented && is_short)) {
-                    return Front::Partial(missing);
-                }
-                self.fragmented = true;
-                self.rest = Some(Rest {
-                    first: header.first,
-                    mask,
-                    length: header.payload,
-                });
-                return self.part(bytes, header.length as usize);
-            }
+            return Front::Other(end as usize);
         }
-        self.foreign = end;
-        self.other(bytes)
+        if !header.is_data(self.fragmented) {
+            return Front::Wrong;
+        }
+        if header.payload > self.max_message - self.held {
+            return Front::TooLong;
+        }
+        let is_short = header.is_final() && end <= PARTIAL_MAX as u64;
+        if missing > 0 && (missing == header.payload || (!self.fragmented && is_short)) {
+            return Front::Partial(missing);
+        }
+        self.fragmented = true;
+        self.rest = Some(Rest {
+            first: header.first,
+            mask,
+            length: header.payload,
+        });
+        self.part(bytes, header.length as usize)
     }
 
     /// What is there of the current frame, as a frame of its own; its payload begins at `start`.
@@ -194,7 +195,7 @@ impl FastPath {
 
     /// Whether the next byte begins a message, as far as the bytes go that were shown.
     pub fn is_between_messages(&self) -> bool {
-        self.foreign == 0 && !self.fragmented
+        !self.fragmented
     }
 
     /// Bytes that tungstenite holds of a message that is not complete.
@@ -202,13 +203,12 @@ impl FastPath {
         self.held as usize
     }
 
-    /// Bytes that must come at least, or at most where that cannot be known, until the message is
-    /// complete of which tungstenite holds a part.
+    /// Bytes that must come, or at most may, until the message is complete of which the slow path holds
+    /// a part.
     pub fn missing(&self) -> u64 {
         match self.rest {
             Some(rest) if rest.first & FIN != 0 => rest.length,
-            _ if self.fragmented => self.max_message.saturating_sub(self.held),
-            _ => self.foreign,
+            _ => self.max_message - self.held,
         }
     }
 }

@@ -85,6 +85,11 @@ impl Header {
         kinds.into_iter().find(|it| first_byte(*it) == self.first)
     }
 
+    /// Whether its opcode means nothing (RFC 6455, section 5.2).
+    pub fn is_reserved(&self) -> bool {
+        matches!(self.first & 0x0f, 0x3..=0x7 | 0xb..=0xf)
+    }
+
     /// Which control frame it is, if it is one that may be.
     pub fn control(&self) -> Option<Control> {
         match self.first {

@@ -85,7 +85,9 @@ fn failure(address: SocketAddr, error: &io::Error) -> anyhow::Error {
             let owner = port_owner::of(address).map_or_else(String::new, |it| format!(" by {it}"));
             return anyhow!("cannot listen on {address}: {error}{owner}; choose another --port");
         }
-        io::ErrorKind::PermissionDenied => "choose a --port of 1024 or more, or another --host",
+        io::ErrorKind::PermissionDenied if address.port() < 1024 => {
+            "choose a --port of 1024 or more, or another --host"
+        }
         _ => "choose another --host",
     };
     anyhow!("cannot listen on {address}: {error}; {remedy}")

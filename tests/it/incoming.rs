@@ -167,6 +167,36 @@ async fn a_body_that_has_to_make_room_is_answered_503() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_complete_takes_no_share_however_slowly_its_echo_is_read() {
+    let server = TestServer::with(|config| config.welcome = Some(String::new())).await;
+    let mut client = RawClient::with_small_window(server.address).await;
+    client.upgrade("/").await;
+    let whole = frame(FIN | BINARY, &vec![7; 1 << 20]);
+    let (one, other) = whole.split_at(900_000);
+    client.send(one).await;
+    eventually("it is counted", || server.monitor.incoming() > 800_000).await;
+    client.send(other).await;
+    eventually("it is not, once it is complete", || {
+        server.monitor.incoming() == 0
+    })
+    .await;
+    assert_eq!(client.read_frame().await.1.len(), 1 << 20);
+}
+
+#[tokio::test]
+async fn what_is_unfinished_is_dropped_with_the_violation_behind_it() {
+    let server = TestServer::quiet(|config| config.close_timeout = millis(600_000)).await;
+    let mut client = server.raw_websocket().await;
+    client.send(frame(TEXT, &vec![b'x'; 900_000])).await;
+    eventually("it is counted", || server.monitor.incoming() == 900_000).await;
+    client.send(frame(FIN | 0x3, b"")).await;
+    assert_eq!(client.read_frame().await.0, FIN | CLOSE);
+    // The connection lingers, and nothing else does.
+    assert_eq!(server.monitor.incoming(), 0);
+    assert_eq!(server.monitor.connections(), 1);
+}
+
+#[tokio::test]
 async fn what_comes_in_one_piece_takes_no_share() {
     let server = TestServer::quiet(|config| {
         config.max_message_size = Size::from(10_000);
