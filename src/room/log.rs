@@ -10,7 +10,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use super::history::History;
-use super::queue::{Batches, Bound, Queue};
+use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::Receipts;
 use super::subscription::{Source, Subscription};
 use crate::config::{Config, Mode};
@@ -36,7 +36,7 @@ pub struct Room {
 pub(super) struct Log {
     pub(super) epoch: u64,
     pub(super) history: History,
-    pub(super) members: Slab<Member>,
+    pub(super) registry: Slab<Member>,
     /// Where those stand whose queues are not filled: the message to read next, and their keys.
     pub(super) behind: BTreeSet<(u64, usize)>,
     pub(super) sealed: bool,
@@ -45,7 +45,7 @@ pub(super) struct Log {
 /// Who follows the log.
 #[derive(Debug)]
 pub(super) struct Member {
-    pub(super) queue: Arc<Queue>,
+    pub(super) sender: Sender,
     /// Sequence number of the message to read next from the history; none where the queue is filled.
     pub(super) behind: Option<u64>,
     /// Sequence number of the first message after it joined.
@@ -100,7 +100,7 @@ impl Log {
 
     /// Notes where a member stands.
     pub(super) fn place(&mut self, key: usize, behind: Option<u64>) {
-        let before = mem::replace(&mut self.members[key].behind, behind);
+        let before = mem::replace(&mut self.registry[key].behind, behind);
         before.map(|seq| self.behind.remove(&(seq, key)));
         behind.map(|seq| self.behind.insert((seq, key)));
     }
@@ -134,7 +134,7 @@ impl Room {
             log: Mutex::new(Log {
                 epoch,
                 history,
-                members: Slab::new(),
+                registry: Slab::new(),
                 behind: BTreeSet::new(),
                 sealed: false,
             }),
@@ -161,8 +161,8 @@ impl Room {
         let batch = Arc::new(Batch::new(first, frames));
         if self.mode == Mode::Broadcast {
             let log = &mut *log;
-            for (key, member) in &mut log.members {
-                if member.behind.is_none() && !member.queue.push(&batch, self.bound) {
+            for (key, member) in &mut log.registry {
+                if member.behind.is_none() && !member.sender.send(&batch, self.bound) {
                     member.behind = Some(first.seq);
                     log.behind.insert((first.seq, key));
                 }
@@ -183,9 +183,9 @@ impl Room {
         let mut log = self.log.lock();
         let start = log.start(follow.since);
         let joined_at = log.history.next();
-        let queue = Arc::<Queue>::default();
-        let key = log.members.insert(Member {
-            queue: queue.clone(),
+        let (sender, receiver) = queue::channel();
+        let key = log.registry.insert(Member {
+            sender,
             behind: None,
             joined_at,
             answers: follow.format != Format::EventStream,
@@ -193,7 +193,7 @@ impl Room {
         log.place(key, Some(start.next));
         let mut subscription = Subscription {
             room: self.clone(),
-            queue,
+            receiver,
             key: Some(key),
             epoch: log.epoch,
             format: follow.format,
@@ -225,14 +225,14 @@ impl Room {
     /// published, and can answer.
     pub fn ask_receipts(&self, seq: u64) -> Receipts {
         let log = self.log.lock();
-        let (sender, answers) = mpsc::channel(log.members.len().max(1));
+        let (sender, answers) = mpsc::channel(log.registry.len().max(1));
         let mut clients = 0;
-        for (_, member) in &log.members {
+        for (_, member) in &log.registry {
             // Who came later was not there.
             if member.joined_at <= seq {
                 clients += 1;
                 if member.answers {
-                    member.queue.ask(seq, sender.clone());
+                    member.sender.ask_receipt(seq, sender.clone());
                 }
             }
         }
@@ -241,16 +241,16 @@ impl Room {
 
     /// How many follow the log.
     pub fn clients(&self) -> usize {
-        self.log.lock().members.len()
+        self.log.lock().registry.len()
     }
 
     /// Takes no more messages. Whoever follows the log gets the rest of it, then its end.
     pub fn seal(&self) {
         let mut log = self.log.lock();
         log.sealed = true;
-        log.members
+        log.registry
             .iter()
-            .for_each(|(_, member)| member.queue.detach());
+            .for_each(|(_, member)| member.sender.close());
     }
 
     /// Whether the history holds no message.
@@ -357,7 +357,7 @@ mod tests {
         /// How many queues the room fills.
         fn live(&self) -> usize {
             let log = self.room.log.lock();
-            log.members
+            log.registry
                 .iter()
                 .filter(|(_, member)| member.behind.is_none())
                 .count()
@@ -763,7 +763,7 @@ mod tests {
                     }
                     Step::Leave(which) => drop(clients.swap_remove(which.index(clients.len()))),
                 }
-                prop_assert_eq!(room.room.log.lock().members.len(), clients.len());
+                prop_assert_eq!(room.room.log.lock().registry.len(), clients.len());
             }
             // Nothing is kept for those who are gone.
             clients.clear();

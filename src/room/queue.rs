@@ -1,4 +1,8 @@
-//! The live messages that wait for one client.
+//! The live messages that wait for one client: a bounded channel whose halves are the room's
+//! [`Sender`] and the client's [`Receiver`].
+//!
+//! Not tokio's: that has no bound in bytes, takes seven times the memory, and costs twice the time a
+//! client.
 
 use std::mem;
 use std::ops::Range;
@@ -30,41 +34,39 @@ impl Bound {
     }
 }
 
-/// A bounded queue between a room, which never waits, and one client, which takes all there is.
+/// A channel between a room, which never waits, and one client, which takes all there is.
 ///
-/// A queue is attached while its room fills it. It is detached for good reason by the room (it was
-/// full, or the room ended), and what it held until then can still be taken.
-#[derive(Debug, Default)]
-pub struct Queue(Mutex<State>);
+/// It is live while the room sends to it. On overflow, or when the room is sealed, the room stops:
+/// what is queued can still be received, and the rest is read from the history.
+pub fn channel() -> (Sender, Receiver) {
+    let state = Arc::<Mutex<State>>::default();
+    (Sender(state.clone()), Receiver(state))
+}
+
+/// The room's half.
+#[derive(Debug)]
+pub struct Sender(Arc<Mutex<State>>);
+
+/// The client's half.
+#[derive(Debug)]
+pub struct Receiver(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     batches: Batches,
     messages: usize,
     bytes: usize,
-    attached: bool,
+    live: bool,
     client: Option<Waker>,
     /// Whether receipts were asked for since the client last took something.
     asked: bool,
-    /// Who waits for the client to have the message of this sequence number.
+    /// The publishers that wait for the client to have the message of this sequence number.
     receipts: Vec<(u64, mpsc::Sender<()>)>,
 }
 
-impl Queue {
-    /// The room fills it from now on.
-    pub fn attach(&self) {
-        self.0.lock().attached = true;
-    }
-
-    /// The room no longer fills it.
-    pub fn detach(&self) {
-        let mut state = self.0.lock();
-        state.attached = false;
-        state.wake();
-    }
-
-    /// Adds a batch; where it does not fit, detaches instead and returns false.
-    pub fn push(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
+impl Sender {
+    /// Queues a batch; where it does not fit, stops being live instead and returns false.
+    pub fn send(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
         let mut state = self.0.lock();
         let messages = state.messages + batch.len();
         let bytes = state.bytes + batch.frame_bytes();
@@ -73,18 +75,42 @@ impl Queue {
             state.messages = messages;
             state.bytes = bytes;
         } else {
-            state.attached = false;
+            state.live = false;
         }
         state.wake();
-        state.attached
+        state.live
     }
 
-    /// Takes all that waits, leaving the empty `into` in its place; while the queue is attached, the
+    /// Stops being live.
+    pub fn close(&self) {
+        let mut state = self.0.lock();
+        state.live = false;
+        state.wake();
+    }
+
+    /// Asks the client for a receipt, for `sender`, of all messages up to the sequence number `seq`;
+    /// without one, the sender is dropped when the client is gone.
+    pub fn ask_receipt(&self, seq: u64, sender: mpsc::Sender<()>) {
+        let mut state = self.0.lock();
+        state.receipts.retain(|(_, sender)| !sender.is_closed());
+        state.receipts.push((seq, sender));
+        state.asked = true;
+        state.wake();
+    }
+}
+
+impl Receiver {
+    /// Is live from now on.
+    pub fn open(&self) {
+        self.0.lock().live = true;
+    }
+
+    /// Takes all that waits, leaving the empty `into` in its place; while it is live, the
     /// task is woken when there is more, whether it got something now or not.
-    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut Batches) -> Poll<Taken> {
+    pub fn poll_recv(&self, cx: &mut Context<'_>, into: &mut Batches) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
-        if state.attached
+        if state.live
             && !state
                 .client
                 .as_ref()
@@ -92,8 +118,8 @@ impl Queue {
         {
             state.client = Some(cx.waker().clone());
         }
-        // What is asked for lies in the history where the queue is detached: it is to be given first.
-        let asked = state.attached && state.asked;
+        // What is asked for lies in the history where it is not live: it is to be given first.
+        let asked = state.live && state.asked;
         if !state.batches.is_empty() || asked {
             mem::swap(&mut state.batches, into);
             state.messages = 0;
@@ -101,23 +127,13 @@ impl Queue {
             state.asked &= !asked;
             Poll::Ready(Taken::All {
                 asked,
-                watched: state.attached,
+                watched: state.live,
             })
-        } else if state.attached {
+        } else if state.live {
             Poll::Pending
         } else {
             Poll::Ready(Taken::End)
         }
-    }
-
-    /// Asks the client for a receipt, for `sender`, of all messages up to the sequence number `seq`;
-    /// without one, the sender is dropped when the client is gone.
-    pub fn ask(&self, seq: u64, sender: mpsc::Sender<()>) {
-        let mut state = self.0.lock();
-        state.receipts.retain(|(_, sender)| !sender.is_closed());
-        state.receipts.push((seq, sender));
-        state.asked = true;
-        state.wake();
     }
 
     /// The client has all messages up to the sequence number `seq`.
@@ -142,7 +158,7 @@ impl Queue {
     }
 }
 
-/// What a queue gave.
+/// What a receiver gave.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
     /// All that waited.

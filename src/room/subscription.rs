@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::log::{Log, Room};
-use super::queue::{Batches, Queue, Taken};
+use super::queue::{Batches, Receiver, Taken};
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
 use crate::format::{self, Event, Format, Outbox};
@@ -19,8 +19,8 @@ use crate::message::MessageId;
 #[derive(Debug)]
 pub struct Subscription {
     pub(super) room: Arc<Room>,
-    pub(super) queue: Arc<Queue>,
-    /// Its key among the members of the room, until it has left.
+    pub(super) receiver: Receiver,
+    /// Its key among the registry of the room, until it has left.
     pub(super) key: Option<usize>,
     /// The epoch of the log.
     pub(super) epoch: u64,
@@ -66,7 +66,7 @@ impl Subscription {
                 self.lock_and_read()?;
                 continue;
             }
-            match ready!(self.queue.poll_take(cx, &mut self.taken)) {
+            match ready!(self.receiver.poll_recv(cx, &mut self.taken)) {
                 Taken::All { asked, watched } => {
                     self.asked = asked;
                     self.source = match watched {
@@ -103,8 +103,8 @@ impl Subscription {
         if let Some(key) = self.key.take() {
             let mut log = self.room.log.lock();
             log.place(key, None);
-            log.members.remove(key);
-            self.queue.abandon();
+            log.registry.remove(key);
+            self.receiver.abandon();
             // What only it still needed may go.
             let needed = log.needed();
             log.history.forget(needed);
@@ -123,7 +123,7 @@ impl Subscription {
             .last
             .is_some_and(|last| id.epoch == last.epoch && id <= last)
         {
-            self.queue.acknowledge(id.seq);
+            self.receiver.acknowledge(id.seq);
         }
     }
 
@@ -160,7 +160,7 @@ impl Subscription {
             return Err(Disconnect::Behind);
         }
         if missed > 0 {
-            self.queue.forgo(&(self.next..self.next + missed));
+            self.receiver.forgo(&(self.next..self.next + missed));
             self.missed += missed;
             self.next += missed;
         }
@@ -177,7 +177,7 @@ impl Subscription {
         }
         let Some(key) = self.key else { return Ok(()) };
         if reached >= end && !log.sealed {
-            self.queue.attach();
+            self.receiver.open();
             self.source = Source::Queue;
             log.place(key, None);
         } else if self.taken.is_empty() && self.missed == 0 {
