@@ -54,6 +54,8 @@ pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) log: Lines<BufReader<ChildStderr>>,
     pub(crate) address: SocketAddr,
+    /// The log line that says where it listens.
+    pub(crate) listening_line: String,
 }
 
 impl Process {
@@ -74,6 +76,7 @@ impl Process {
             child,
             log,
             address,
+            listening_line: line,
         }
     }
 
