@@ -189,7 +189,7 @@ async fn a_client_that_is_interrupted_is_gone() {
     let mut process = Process::start("--mode broadcast").await;
     for request in [
         "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".to_owned(),
-        RawClient::handshake("/", "").replace("Host: test", "Host: localhost"),
+        RawClient::handshake("/", ""),
     ] {
         let mut client = RawClient::connect(process.address).await;
         client.send(request).await;
@@ -404,9 +404,5 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
     assert!(all > 1 << 20, "that was no flood: {all} bytes");
     meanwhile.sort();
     let median = meanwhile[ROUND_TRIPS / 2];
-    eprintln!(
-        "MEAS {all} min {} median {median} p90 {} p99 {} max {}",
-        meanwhile[0], meanwhile[450], meanwhile[494], meanwhile[499]
-    );
     assert!(median < 1 << 20, "{median} bytes came first");
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
-use crate::harness::PATIENCE;
+use crate::harness::{Answer, PATIENCE, RawClient};
 
 /// The binary, with these arguments and nothing else.
 pub(crate) fn wscast(arguments: &str) -> Command {
@@ -78,6 +78,12 @@ impl Process {
             address,
             listening_line: line,
         }
+    }
+
+    /// Sends a request on a connection of its own, as [`RawClient::request`] does.
+    pub(crate) async fn request(&self, line: &str, fields: &str, body: impl AsRef<[u8]>) -> Answer {
+        let mut client = RawClient::connect(self.address).await;
+        client.request(line, fields, body).await
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -220,19 +220,13 @@ async fn behind_the_listening_line_stand_the_page_and_what_a_restart_loses() {
     );
     let line = next_line(&mut process.log, "").await;
     assert!(line.contains("a restart loses it"), "{line}");
-    let mut browser = RawClient::connect(process.address).await;
-    let page = format!("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n");
-    let page = browser.request(&page).await;
-    assert!(
-        page.starts_with("HTTP/1.1 200 ") && page.contains("<html"),
-        "{page}"
-    );
+    let host = format!("Host: localhost:{port}\r\n");
+    let page = process.request("GET /", &host, "").await;
+    assert!(page.code == 200 && page.body.contains("<html"), "{page:?}");
 }
 
 #[tokio::test]
 async fn messages_are_logged_when_that_is_asked_for_and_only_then() {
-    let post =
-        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nhey";
     for (switch, level, logged) in [
         ("--log-messages", "info", true),
         ("--log-messages off", "debug", false),
@@ -246,11 +240,7 @@ async fn messages_are_logged_when_that_is_asked_for_and_only_then() {
         client.next().await;
         client.send("hi").await;
         client.expect("Broadcast: hi").await;
-        let answer = RawClient::connect(process.address)
-            .await
-            .request(post)
-            .await;
-        assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+        assert_eq!(process.request("POST /", "", "hey").await.code, 201);
         client.close().await;
         let mut seen = Vec::new();
         loop {
