@@ -404,5 +404,5 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
     assert!(all > 1 << 20, "that was no flood: {all} bytes");
     meanwhile.sort();
     let median = meanwhile[ROUND_TRIPS / 2];
-    assert!(median < 1 << 20, "{median} bytes came first");
+    assert!(median < 512 * 1024, "{median} bytes came first");
 }
