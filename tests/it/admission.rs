@@ -3,21 +3,6 @@
 use crate::harness::*;
 use crate::process::*;
 
-const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-
-/// Status code and what follows the status line of the answer to a request with these header lines.
-async fn ask(client: &mut RawClient, line: &str, more: &str) -> (u16, String) {
-    client.send(format!("{line} HTTP/1.1\r\n{more}\r\n")).await;
-    let head = client.read_head().await;
-    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    if code == 101 || head.contains("text/event-stream") {
-        return (code, head);
-    }
-    let body = String::from_utf8(client.read_to_end().await).unwrap();
-    (code, head + &body)
-}
-
 /// A server on loopback as it is without options.
 async fn plain() -> TestServer {
     TestServer::quiet(|config| config.allow_host.clear()).await
@@ -31,7 +16,7 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
         ("GET /", HANDSHAKE),
         ("GET /", "Accept: text/event-stream\r\n"),
         ("GET /?history", ""),
-        ("POST /", "Content-Length: 1\r\n"),
+        ("POST /", ""),
         ("PUT /", ""),
         ("OPTIONS /", ""),
         ("OPTIONS *", ""),
@@ -39,17 +24,16 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
     for (line, more) in ways {
         // As the browser has it for a page of that name, which is of the same origin then.
         let more = format!("Host: evil.com:{port}\r\nOrigin: http://evil.com:{port}\r\n{more}");
-        let (code, answer) = ask(&mut server.raw().await, line, &more).await;
-        assert_eq!(code, 403, "{line}: {answer}");
+        let Answer { code, body, .. } = server.request(line, &more, "").await;
         let reason = "host \"evil.com\" is not allowed: --allow-host evil.com would let it in\n";
-        assert!(answer.ends_with(reason), "{answer}");
+        assert_eq!((code, body.as_str()), (403, reason), "{line}");
     }
     assert_eq!(server.monitor.rooms(), 0);
     // What tells nothing and takes nothing is for all.
     for path in ["/", "/lobby", "/livez", "/healthz", "/readyz"] {
         let more = "Host: evil.com\r\nOrigin: http://evil.com\r\n";
-        let (code, _) = ask(&mut server.raw().await, &format!("GET {path}"), more).await;
-        assert_eq!(code, 200, "{path}");
+        let answer = server.request(&format!("GET {path}"), more, "").await;
+        assert_eq!(answer.code, 200, "{path}");
     }
     for host in [
         "localhost",
@@ -59,20 +43,17 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
         "LOCALHOST.",
     ] {
         let more = format!("Host: {host}:{port}\r\nOrigin: http://{host}:{port}\r\n{HANDSHAKE}");
-        let (code, answer) = ask(&mut server.raw().await, "GET /", &more).await;
-        assert_eq!(code, 101, "{host}: {answer}");
+        let answer = server.request("GET /", &more, "").await;
+        assert_eq!(answer.code, 101, "{host}: {answer:?}");
     }
     // HTTP/1.0 without a name is no browser.
     let mut old = server.raw().await;
-    let answer = old.request("GET /?history HTTP/1.0\r\n\r\n").await;
-    assert!(
-        answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"),
-        "{answer}"
-    );
+    let answer = old.exchange("GET /?history HTTP/1.0\r\n\r\n").await;
+    assert_eq!(answer.code, 200, "{answer:?}");
     for host in ["a b", "user@localhost", "localhost:x", "localhost/", "[::1"] {
         let more = format!("Host: {host}\r\n");
-        let (code, answer) = ask(&mut server.raw().await, "GET /?history", &more).await;
-        assert_eq!(code, 400, "{host}: {answer}");
+        let answer = server.request("GET /?history", &more, "").await;
+        assert_eq!(answer.code, 400, "{host}: {answer:?}");
     }
 }
 
@@ -106,8 +87,8 @@ async fn behind_a_proxy_the_server_has_the_name_it_is_given_and_no_page_of_this_
             it => format!("Origin: {it}\r\n"),
         };
         let more = format!("Host: {host}\r\n{origin}{HANDSHAKE}");
-        let (status, answer) = ask(&mut server.raw().await, "GET /", &more).await;
-        assert_eq!(status, code, "{host} {origin}: {answer}");
+        let answer = server.request("GET /", &more, "").await;
+        assert_eq!(answer.code, code, "{host} {origin}: {answer:?}");
     }
 }
 
@@ -128,16 +109,17 @@ async fn a_page_that_its_browser_does_not_name_takes_no_place() {
             ("none", "navigate", 200),
         ] {
             let more = format!("{}{more}", fetch(site, mode));
-            let (status, answer) = ask(&mut server.raw().await, line, &more).await;
-            assert_eq!(status, code, "{line} {site} {mode}: {answer}");
-            assert_eq!(answer.contains("--allow-origin"), code == 403, "{answer}");
+            let answer = server.request(line, &more, "").await;
+            assert_eq!(answer.code, code, "{line} {site} {mode}: {answer:?}");
+            let names_remedy = answer.body.contains("--allow-origin");
+            assert_eq!(names_remedy, code == 403, "{answer:?}");
         }
     }
     // The page and the answer whether the server is up are for all.
     for path in ["/", "/healthz"] {
         let more = fetch("cross-site", "no-cors");
-        let (code, _) = ask(&mut server.raw().await, &format!("GET {path}"), &more).await;
-        assert_eq!(code, 200);
+        let answer = server.request(&format!("GET {path}"), &more, "").await;
+        assert_eq!(answer.code, 200);
     }
 }
 
@@ -160,9 +142,8 @@ async fn origins_and_hosts_can_be_listed_in_the_environment() {
         ("a.test", "file://", 101),
     ] {
         let more = format!("Host: {host}\r\nOrigin: {origin}\r\n{HANDSHAKE}");
-        let mut client = RawClient::connect(process.address).await;
-        let (status, answer) = ask(&mut client, "GET /", &more).await;
-        assert_eq!(status, code, "{host} {origin}: {answer}");
+        let answer = process.request("GET /", &more, "").await;
+        assert_eq!(answer.code, code, "{host} {origin}: {answer:?}");
     }
 }
 
@@ -181,10 +162,9 @@ async fn what_a_refused_peer_says_is_shown_as_an_excerpt() {
         ),
     ] {
         let more = format!("Host: {host}\r\nOrigin: {origin}\r\n{HANDSHAKE}");
-        let mut client = RawClient::connect(process.address).await;
-        let (code, answer) = ask(&mut client, &format!("GET {path}"), &more).await;
-        assert_eq!(code, 403);
-        assert!(answer.len() < 3000, "{answer}");
+        let answer = process.request(&format!("GET {path}"), &more, "").await;
+        assert_eq!(answer.code, 403);
+        assert!(answer.body.len() < 2500, "{answer:?}");
         let line = next_line(&mut process.log, "refused: ").await;
         assert!(line.len() < 3000 && line.contains(" bytes)"), "{line}");
         assert!(
@@ -208,15 +188,10 @@ async fn a_flood_of_refusals_is_a_few_lines_and_a_count() {
     let mut process = Process::start("").await;
     for _ in 0..MANY {
         let more = format!("Host: localhost\r\nOrigin: http://evil.com\r\n{HANDSHAKE}");
-        let mut client = RawClient::connect(process.address).await;
-        assert_eq!(ask(&mut client, "GET /", &more).await.0, 403);
+        assert_eq!(process.request("GET /", &more, "").await.code, 403);
     }
     // Another kind has lines of its own.
-    let mut client = RawClient::connect(process.address).await;
-    assert_eq!(
-        ask(&mut client, "PUT /", "Host: localhost\r\n").await.0,
-        405
-    );
+    assert_eq!(process.request("PUT /", "", "").await.code, 405);
     // What is counted last is told at the end at the latest.
     process.signal("-TERM").await;
     assert_eq!(process.exit_code().await, Some(0));
@@ -239,11 +214,7 @@ async fn a_flood_of_refusals_is_a_few_lines_and_a_count() {
 async fn a_count_of_refusals_comes_without_another_one() {
     let mut process = Process::start("").await;
     for _ in 0..8 {
-        let mut client = RawClient::connect(process.address).await;
-        assert_eq!(
-            ask(&mut client, "PUT /", "Host: localhost\r\n").await.0,
-            405
-        );
+        assert_eq!(process.request("PUT /", "", "").await.code, 405);
     }
     for _ in 0..5 {
         next_line(&mut process.log, "refused: use GET").await;

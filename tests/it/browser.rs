@@ -382,21 +382,31 @@ async fn ten_thousand_messages_do_not_freeze_the_page() {
     page.until(bottom).await;
 }
 
-#[tokio::test]
-async fn messages_can_be_folded_filtered_copied_exported_and_cleared() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+/// A server, a page of it that is open, and another client.
+async fn page_and_client(browser: &Browser) -> (Process, Page, Client) {
     let server = Process::start("--mode broadcast --welcome= --prefix=").await;
     let page = browser.open(&format!("http://{}/", server.address)).await;
     page.until_open().await;
-    let long = format!("begins{} ends", " and goes on".repeat(5000));
-    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    let (client, _) = Client::connect(server.address, "/").await.unwrap();
+    (server, page, client)
+}
+
+/// A message that the page folds.
+fn long_text() -> String {
+    format!("begins{} ends", " and goes on".repeat(5000))
+}
+
+#[tokio::test]
+async fn binary_and_long_messages_are_folded() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let (_server, page, mut client) = page_and_client(&browser).await;
     client.send_binary(&[0xff]).await;
     client.send_binary(&[7; 1234]).await;
-    client.send(&long).await;
-    client.send("Apples").await;
-    page.until_last("Apples").await;
+    client.send(&long_text()).await;
+    client.send("last").await;
+    page.until_last("last").await;
     let rows = page.rows().await;
     assert_eq!(rows[0], "Binary, 1 byte: ff");
     assert_eq!(
@@ -412,19 +422,30 @@ async fn messages_can_be_folded_filtered_copied_exported_and_cleared() {
     page.run("document.querySelector('summary').click()").await;
     page.until("document.querySelector('details div').textContent.endsWith('goes on ends')")
         .await;
+}
 
-    // The filter looks into what is folded, whatever the case.
+#[tokio::test]
+async fn what_the_filter_shows_is_what_can_be_copied_and_exported() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let (_server, page, mut client) = page_and_client(&browser).await;
+    let long = long_text();
+    client.send(&long).await;
+    client.send("Apples").await;
+    page.until_last("Apples").await;
     let visible = "return [...document.querySelectorAll('#messages tr')].filter((row) => row.checkVisibility()).length";
     page.click("filter").await;
+    // Whatever the case.
     page.keys(&typed("APPLES")).await;
-    page.until("document.getElementById('count').textContent === '1 of 4 rows'")
+    page.until("document.getElementById('count').textContent === '1 of 2 rows'")
         .await;
     assert_eq!(page.run(visible).await, 1);
     client.send("Pears").await;
-    page.until("document.getElementById('count').textContent === '1 of 5 rows'")
+    page.until("document.getElementById('count').textContent === '1 of 3 rows'")
         .await;
     client.send("more apples").await;
-    page.until("document.getElementById('count').textContent === '2 of 6 rows'")
+    page.until("document.getElementById('count').textContent === '2 of 4 rows'")
         .await;
     page.run("window.copied = ''; document.execCommand = () => { copied = document.activeElement.value; return true; }; navigator.clipboard.writeText = () => Promise.reject();").await;
     page.click("copy").await;
@@ -438,16 +459,27 @@ async fn messages_can_be_folded_filtered_copied_exported_and_cleared() {
         .collect();
     assert_eq!(texts, ["Apples", "more apples"]);
 
+    // It looks into what is folded.
     page.run("document.getElementById('filter').value = 'goes on'; document.getElementById('filter').oninput()").await;
     page.click("export").await;
     eventually("a file is downloaded", || !browser.downloads().is_empty()).await;
     let exported = std::fs::read_to_string(&browser.downloads()[0]).unwrap();
+    assert_eq!(exported.lines().count(), 1, "{} bytes", exported.len());
     assert!(
         exported.ends_with(&format!("\t{long}\n")),
         "{} bytes",
         exported.len()
     );
+}
 
+#[tokio::test]
+async fn messages_can_be_cleared() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let (_server, page, mut client) = page_and_client(&browser).await;
+    client.send("Apples").await;
+    page.until_last("Apples").await;
     page.click("clear").await;
     page.until("document.getElementById('count').textContent === '0 rows' && characters === 0")
         .await;
@@ -458,10 +490,7 @@ async fn no_line_of_a_message_can_be_exported_as_another_one() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let server = Process::start("--mode broadcast --welcome= --prefix=").await;
-    let page = browser.open(&format!("http://{}/", server.address)).await;
-    page.until_open().await;
-    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    let (_server, page, mut client) = page_and_client(&browser).await;
     let breaks = [
         "\n", "\r", "\r\n", "\n\r", "\u{b}", "\u{c}", "\u{85}", "\u{2028}", "\u{2029}",
     ];
@@ -502,10 +531,7 @@ async fn a_message_reads_in_its_own_direction() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let server = Process::start("--mode broadcast --welcome= --prefix=").await;
-    let page = browser.open(&format!("http://{}/", server.address)).await;
-    page.until_open().await;
-    let mut client = Client::connect(server.address, "/").await.unwrap().0;
+    let (_server, page, mut client) = page_and_client(&browser).await;
     let long = "שלום עולם ".repeat(100);
     for text in ["שלום (hello)!", "hello (שלום)!", &long, "last"] {
         client.send(text).await;
@@ -519,18 +545,8 @@ async fn a_message_reads_in_its_own_direction() {
     assert_eq!(page.run(times).await, true);
 }
 
-#[tokio::test]
-async fn whatever_a_server_says_the_page_goes_on() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
-    let doorman = Doorman::new().await;
-    let page = browser.open(&doorman.page()).await;
-    page.run(
-        "window.faults = []; addEventListener('error', ({ message }) => faults.push(message));",
-    )
-    .await;
-    let mut server = doorman.welcome().await;
+/// What is hardly an event, and how many of them are messages that say `said` all the same.
+fn odd_events() -> (Vec<String>, usize) {
     let odd = [
         json!(null),
         json!(true),
@@ -569,7 +585,23 @@ async fn whatever_a_server_says_the_page_goes_on() {
         say.push(json!({"type": kind, "binary": "no base64"}).to_string());
     }
     say.extend(["", "{", "null", "5", "[]", "\"message\""].map(str::to_owned));
-    for text in say {
+    (say, said)
+}
+
+#[tokio::test]
+async fn whatever_a_server_says_the_page_goes_on() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let doorman = Doorman::new().await;
+    let page = browser.open(&doorman.page()).await;
+    page.run(
+        "window.faults = []; addEventListener('error', ({ message }) => faults.push(message));",
+    )
+    .await;
+    let mut server = doorman.welcome().await;
+    let (events, said) = odd_events();
+    for text in events {
         server.send(Message::text(text)).await.unwrap();
     }
     // What is no id is not asked for when it comes back; what is one is.
@@ -919,8 +951,19 @@ async fn the_page_is_for_everybody() {
     tops.sort_by_key(|(width, _)| *width);
     tops.dedup();
     assert_eq!(tops.len(), 2, "{tops:?}");
-    page.appear(1280, "light").await;
-    // Every control can be had by keyboard, and shows that it is.
+}
+
+#[tokio::test]
+async fn every_control_can_be_had_by_keyboard_and_shows_that_it_is() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let (_server, page, mut client) = page_and_client(&browser).await;
+    client
+        .send(&"A long message that is folded. ".repeat(40))
+        .await;
+    page.until("document.querySelectorAll('summary').length === 1")
+        .await;
     let stops = page.tab_stops().await;
     for id in [
         "connect", "filter", "copy", "export", "clear", "log", "text", "hello", "BUTTON", "SUMMARY",

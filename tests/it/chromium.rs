@@ -24,6 +24,13 @@ use crate::harness::PATIENCE;
 /// A browser is heavy: one at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
+/// Where Chromium is, as a shell finds it.
+fn chromium() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|folder| folder.join("chromium"));
+    places.find(|it| it.exists())
+}
+
 /// A browser of its own, with an empty profile. It ends when this is dropped.
 pub(crate) struct Browser {
     client: Client,
@@ -45,8 +52,7 @@ impl Browser {
             .stderr(Stdio::null())
             // With Chromium and all that it starts, so that they can be ended together.
             .process_group(0);
-        let (Ok(mut driver), true) = (command.spawn(), Path::new("/usr/bin/chromium").exists())
-        else {
+        let (Ok(mut driver), Some(chromium)) = (command.spawn(), chromium()) else {
             assert!(
                 std::env::var_os("WSCAST_TEST_ALL").is_none(),
                 "chromium and chromedriver are not installed: tests/run does that"
@@ -80,7 +86,7 @@ impl Browser {
             profile.path().join("profile").display()
         ));
         let capabilities = json!({"goog:chromeOptions": {
-            "binary": "/usr/bin/chromium",
+            "binary": chromium,
             "args": flags,
             "prefs": {"download.default_directory": profile.path()},
         }});

@@ -3,7 +3,9 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
@@ -25,15 +27,13 @@ async fn the_readme_shows_the_help_as_it_is() {
 
 #[tokio::test]
 async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
-    for (arguments, line) in [
-        ("", "WebSocket server is listening on ws://localhost:"),
-        (
-            "--mode broadcast",
-            "Broadcast server is listening on ws://localhost:",
-        ),
-    ] {
+    for (arguments, server) in [("", "WebSocket"), ("--mode broadcast", "Broadcast")] {
         let mut process = Process::spawn(wscast(&format!("--port 0 {arguments}"))).await;
-        assert_ne!(process.address.port(), 0);
+        let port = process.address.port();
+        let expected = format!(" {server} server is listening on ws://localhost:{port}");
+        let line = &process.listening_line;
+        assert!(line.ends_with(&expected), "{line}");
+        // It is the real port.
         Client::connect(process.address, "/")
             .await
             .unwrap()
@@ -41,7 +41,7 @@ async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
             .close()
             .await;
         process.signal("-TERM").await;
-        assert_eq!(process.exit_code().await, Some(0), "{line}");
+        assert_eq!(process.exit_code().await, Some(0));
     }
 }
 
@@ -61,6 +61,7 @@ async fn the_listening_line_comes_whatever_is_logged() {
 #[tokio::test]
 async fn a_client_that_sent_a_large_message_is_idle_again() {
     const CLIENTS: usize = 100;
+    const SIZE: usize = 1 << 20;
     let process = Process::start("--welcome= --history-limit 0").await;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
@@ -68,15 +69,16 @@ async fn a_client_that_sent_a_large_message_is_idle_again() {
     }
     let before = process.memory();
     for client in &mut clients {
-        client.send_binary(&[7; 1 << 20]).await;
+        client.send_binary(&[7; SIZE]).await;
         // Not printed, should it be another one.
         assert!(
-            client.next().await == Message::binary(vec![7; 1 << 20]),
+            client.next().await == Message::binary(vec![7; SIZE]),
             "another message"
         );
     }
     let grown = process.memory().saturating_sub(before);
-    assert!(grown < CLIENTS << 17, "{grown} bytes more than before");
+    let sent = CLIENTS * SIZE;
+    assert!(grown < sent / 4, "{grown} bytes kept of {sent}");
 }
 
 #[tokio::test]
@@ -187,7 +189,7 @@ async fn a_client_that_is_interrupted_is_gone() {
     let mut process = Process::start("--mode broadcast").await;
     for request in [
         "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".to_owned(),
-        RawClient::handshake("/", "").replace("Host: test", "Host: localhost"),
+        RawClient::handshake("/", ""),
     ] {
         let mut client = RawClient::connect(process.address).await;
         client.send(request).await;
@@ -218,6 +220,7 @@ async fn a_log_that_nobody_reads_holds_up_nobody() {
         child: _child,
         log,
         address,
+        ..
     } = Process::start("").await;
     // More lines than the pipe takes; then there is nobody at its other end at all.
     for _ in 0..500 {
@@ -281,6 +284,9 @@ async fn a_second_signal_exits_at_once() {
 #[tokio::test]
 async fn descriptors_and_memory_are_given_back() {
     const CLIENTS: usize = 500;
+    const MESSAGES: usize = 100;
+    const SIZE: usize = 512 * 1024;
+    const ROUNDS: usize = 3;
     let process = Process::start(
         "--mode broadcast --history-limit 0 --write-timeout 500ms --close-timeout 500ms",
     )
@@ -299,9 +305,9 @@ async fn descriptors_and_memory_are_given_back() {
         drop(clients);
         let (mut publisher, _) = Client::connect(process.address, "/stuck").await.unwrap();
         publisher.next().await;
-        for _ in 0..100 {
-            publisher.send_binary(&[7; 512 * 1024]).await;
-            publisher.expect_binary(&[7; 512 * 1024]).await;
+        for _ in 0..MESSAGES {
+            publisher.send_binary(&[7; SIZE]).await;
+            publisher.expect_binary(&[7; SIZE]).await;
         }
         publisher.close().await;
     };
@@ -312,7 +318,7 @@ async fn descriptors_and_memory_are_given_back() {
     })
     .await;
     let warm = process.memory();
-    for _ in 0..3 {
+    for _ in 0..ROUNDS {
         churn(10).await;
         eventually("all descriptors are free", || {
             process.descriptors() == before
@@ -320,10 +326,8 @@ async fn descriptors_and_memory_are_given_back() {
         .await;
     }
     let grown = process.memory().saturating_sub(warm);
-    assert!(
-        grown < 32 << 20,
-        "{grown} bytes more than after the first round"
-    );
+    let passed = ROUNDS * MESSAGES * SIZE;
+    assert!(grown < passed / 4, "{grown} bytes kept of {passed}");
 }
 
 #[tokio::test]
@@ -357,22 +361,9 @@ async fn a_server_without_descriptors_rests_and_goes_on() {
     client.close().await;
 }
 
-/// The 99th percentile of the times that an echo takes.
-async fn p99(client: &mut Client) -> Duration {
-    let mut times = Vec::new();
-    for number in 0..500 {
-        let text = number.to_string();
-        let start = Instant::now();
-        client.send(&text).await;
-        client.expect(&text).await;
-        times.push(start.elapsed());
-    }
-    times.sort();
-    times[times.len() * 99 / 100]
-}
-
 #[tokio::test]
 async fn a_flooding_client_does_not_starve_a_quiet_one() {
+    const ROUND_TRIPS: usize = 500;
     let mut command = wscast("--host 127.0.0.1 --port 0 --welcome= --prefix=");
     // On one thread they have to share it.
     command.env("TOKIO_WORKER_THREADS", "1");
@@ -380,7 +371,6 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
     let (mut quiet, _) = Client::connect(process.address, "/quiet").await.unwrap();
     let mut flood = RawClient::connect(process.address).await;
     flood.upgrade("/flood").await;
-    let idle = p99(&mut quiet).await;
 
     // From threads of its own, as fast as they can.
     let flood = flood.stream.into_std().unwrap();
@@ -390,23 +380,29 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
         let frames = frame(FIN | TEXT, &[b'x'; 64]).repeat(1000);
         while write.write_all(&frames).is_ok() {}
     });
+    let echoed = Arc::new(AtomicUsize::new(0));
+    let counter = echoed.clone();
     let reading = std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 20];
-        let mut total = 0_u64;
         while let Ok(length @ 1..) = read.read(&mut buffer) {
-            total += length as u64;
+            counter.fetch_add(length, Ordering::Relaxed);
         }
-        total
     });
-    // The machine runs other tests, too, but not for as long as this: the best round counts.
-    let start = Instant::now();
-    let mut flooded = p99(&mut quiet).await;
-    while flooded >= 10 * idle && start.elapsed() < PATIENCE {
-        flooded = flooded.min(p99(&mut quiet).await);
+    // What the flood is answered while the quiet one waits for its answer.
+    let mut meanwhile = Vec::new();
+    for number in 0..ROUND_TRIPS {
+        let text = number.to_string();
+        let before = echoed.load(Ordering::Relaxed);
+        quiet.send(&text).await;
+        quiet.expect(&text).await;
+        meanwhile.push(echoed.load(Ordering::Relaxed) - before);
     }
     flood.shutdown(std::net::Shutdown::Both).unwrap();
     writing.join().unwrap();
-    let echoed = reading.join().unwrap();
-    assert!(echoed > 1 << 20, "that was no flood: {echoed} bytes");
-    assert!(flooded < 10 * idle, "{idle:?} idle, then {flooded:?}");
+    reading.join().unwrap();
+    let all: usize = meanwhile.iter().sum();
+    assert!(all > 1 << 20, "that was no flood: {all} bytes");
+    meanwhile.sort();
+    let median = meanwhile[ROUND_TRIPS / 2];
+    assert!(median < 512 * 1024, "{median} bytes came first");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -103,6 +103,11 @@ impl TestServer {
 
     pub(crate) async fn raw(&self) -> RawClient {
         RawClient::connect(self.address).await
+    }
+
+    /// Sends a request on a connection of its own, as [`RawClient::request`] does.
+    pub(crate) async fn request(&self, line: &str, fields: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.raw().await.request(line, fields, body).await
     }
 
     /// A raw client of the default room, its handshake done.
@@ -258,6 +263,48 @@ pub(crate) const PING: u8 = 0x9;
 pub(crate) const PONG: u8 = 0xa;
 pub(crate) const FIN: u8 = 0x80;
 
+/// The header lines of an opening handshake (the key is the example of RFC 6455, section 1.3).
+pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+
+/// The answer to a request.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    /// Status line and header lines, in lower case.
+    pub(crate) head: String,
+    /// Without the framing of chunks; empty where the answer is a WebSocket or an event stream.
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
+    }
+
+    /// The value of a header field, its name in lower case.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(": ")?;
+            (found == name).then_some(value)
+        })
+    }
+}
+
+/// A body that came in chunks (RFC 9112, section 7.1).
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n").expect("the size of a chunk");
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole += &rest[..size];
+        body = rest[size..].strip_prefix("\r\n").unwrap();
+        if size == 0 {
+            return whole;
+        }
+    }
+}
+
 /// A masked frame as a client sends it; `first` is its first byte.
 pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x11, 0x22, 0x33, 0x44];
@@ -281,6 +328,21 @@ pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
             .map(|(byte, mask)| byte ^ mask),
     );
     frame
+}
+
+/// Reads one frame as a server sends it: its first byte and its payload.
+pub(crate) async fn read_frame(
+    mut stream: impl AsyncRead + Unpin,
+) -> std::io::Result<(u8, Vec<u8>)> {
+    let first = stream.read_u8().await?;
+    let length = match stream.read_u8().await? {
+        126 => stream.read_u16().await?.into(),
+        127 => stream.read_u64().await?,
+        length => length.into(),
+    };
+    let mut payload = vec![0; usize::try_from(length).unwrap()];
+    stream.read_exact(&mut payload).await?;
+    Ok((first, payload))
 }
 
 /// A client that sends and gets bytes.
@@ -310,10 +372,7 @@ impl RawClient {
 
     /// A handshake for `path`, with `more` header lines.
     pub(crate) fn handshake(path: &str, more: &str) -> String {
-        format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
-        )
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{HANDSHAKE}{more}\r\n")
     }
 
     /// Does the opening handshake.
@@ -347,26 +406,57 @@ impl RawClient {
         rest
     }
 
-    /// Sends a request; returns the whole response.
-    pub(crate) async fn request(&mut self, request: &str) -> String {
+    /// Sends a request with these header lines and this body, and reads the answer. `Host`,
+    /// `Connection` and what tells the body's length are added where the lines do not have them.
+    pub(crate) async fn request(
+        &mut self,
+        line: &str,
+        fields: &str,
+        body: impl AsRef<[u8]>,
+    ) -> Answer {
+        let body = body.as_ref();
+        let given = format!("\r\n{}", fields.to_lowercase());
+        let mut head = format!("{line} HTTP/1.1\r\n");
+        if !given.contains("\r\nhost:") {
+            head += "Host: localhost\r\n";
+        }
+        if !given.contains("\r\nconnection:") {
+            head += "Connection: close\r\n";
+        }
+        if !body.is_empty() && !given.contains("\r\ntransfer-encoding:") {
+            head += &format!("Content-Length: {}\r\n", body.len());
+        }
+        self.exchange([format!("{head}{fields}\r\n").as_bytes(), body].concat())
+            .await
+    }
+
+    /// Sends these bytes, and reads the answer.
+    pub(crate) async fn exchange(&mut self, request: impl AsRef<[u8]>) -> Answer {
         self.send(request).await;
-        String::from_utf8(self.read_to_end().await).unwrap()
+        self.answer().await
+    }
+
+    /// Reads an answer: to the end of the connection, unless it is one that goes on.
+    pub(crate) async fn answer(&mut self) -> Answer {
+        let head = self.read_head().await.to_lowercase();
+        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let goes_on = code == 101 || head.contains("\r\ncontent-type: text/event-stream");
+        let mut body = String::new();
+        if !goes_on {
+            body = String::from_utf8(self.read_to_end().await).unwrap();
+        }
+        if head.contains("\r\ntransfer-encoding: chunked\r\n") {
+            body = unchunked(&body);
+        }
+        Answer { code, head, body }
     }
 
     /// Reads one frame: its first byte and its payload.
     pub(crate) async fn read_frame(&mut self) -> (u8, Vec<u8>) {
-        let read = async {
-            let first = self.stream.read_u8().await.unwrap();
-            let length = match self.stream.read_u8().await.unwrap() {
-                126 => self.stream.read_u16().await.unwrap() as usize,
-                127 => self.stream.read_u64().await.unwrap() as usize,
-                length => length as usize,
-            };
-            let mut payload = vec![0; length];
-            self.stream.read_exact(&mut payload).await.unwrap();
-            (first, payload)
-        };
-        timeout(PATIENCE, read).await.expect("no frame comes")
+        timeout(PATIENCE, read_frame(&mut self.stream))
+            .await
+            .expect("no frame comes")
+            .unwrap()
     }
 
     /// Expects a close frame with `code`, then the end of the connection.

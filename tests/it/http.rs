@@ -4,30 +4,21 @@ use tokio::io::AsyncWriteExt;
 
 use crate::harness::*;
 
-/// Sends a request line with `more` header lines; returns status line, head and body.
-async fn ask(server: &TestServer, line: &str, more: &str) -> (String, String, String) {
-    let request = format!("{line} HTTP/1.1\r\nHost: test\r\n{more}\r\n");
-    let response = server.raw().await.request(&request).await;
-    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
-    let (status, fields) = head.split_once("\r\n").expect("a status line");
-    (status.to_owned(), fields.to_lowercase(), body.to_owned())
-}
-
 #[tokio::test]
 async fn every_room_path_serves_the_page() {
     let server = TestServer::echo().await;
     let page = include_str!("../../static/client.html");
     for path in ["/", "/lobby", "/a/b%20c?x=y"] {
-        let (status, head, body) = ask(&server, &format!("GET {path}"), "").await;
-        assert_eq!(status, "HTTP/1.1 200 OK");
+        let Answer { code, head, body } = server.request(&format!("GET {path}"), "", "").await;
+        assert_eq!(code, 200);
         assert!(
             head.contains("content-type: text/html; charset=utf-8"),
             "{head}"
         );
         assert_eq!(body, page);
     }
-    let (status, head, body) = ask(&server, "HEAD /", "").await;
-    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 200 OK", ""));
+    let Answer { code, head, body } = server.request("HEAD /", "", "").await;
+    assert_eq!((code, body.as_str()), (200, ""));
     assert!(
         head.contains(&format!("content-length: {}", page.len())),
         "{head}"
@@ -42,53 +33,50 @@ async fn every_room_path_serves_the_page() {
     }
     assert!(!head.contains("unsafe"), "{head}");
     // Another protocol than ours is not asked for in vain.
-    let (status, ..) = ask(&server, "GET /", "Connection: Upgrade\r\nUpgrade: h2c\r\n").await;
-    assert_eq!(status, "HTTP/1.1 200 OK");
+    let upgrade = "Connection: Upgrade\r\nUpgrade: h2c\r\n";
+    assert_eq!(server.request("GET /", upgrade, "").await.code, 200);
 }
 
 #[tokio::test]
 async fn a_page_that_is_known_is_not_sent_again() {
     let server = TestServer::echo().await;
-    let (_, head, _) = ask(&server, "GET /", "").await;
-    let (_, rest) = head.split_once("etag: ").unwrap();
-    let etag = rest.split("\r\n").next().unwrap();
+    let page = server.request("GET /", "", "").await;
+    let etag = page.field("etag").unwrap();
     for known in [
         etag,
         &format!("W/{etag}"),
         &format!("\"other\", {etag}"),
         "*",
     ] {
-        let (status, head, body) =
-            ask(&server, "GET /", &format!("If-None-Match: {known}\r\n")).await;
-        assert_eq!(
-            (status.as_str(), body.as_str()),
-            ("HTTP/1.1 304 Not Modified", "")
-        );
-        assert!(head.contains(etag), "{head}");
+        let known = format!("If-None-Match: {known}\r\n");
+        let answer = server.request("GET /", &known, "").await;
+        assert_eq!((answer.code, answer.body.as_str()), (304, ""));
+        assert_eq!(answer.field("etag"), Some(etag));
     }
-    let (status, ..) = ask(&server, "GET /", "If-None-Match: \"other\"\r\n").await;
-    assert_eq!(status, "HTTP/1.1 200 OK");
+    let other = "If-None-Match: \"other\"\r\n";
+    assert_eq!(server.request("GET /", other, "").await.code, 200);
 }
 
 #[tokio::test]
 async fn health_is_ok_while_the_server_is_up() {
     let server = TestServer::echo().await;
-    let (status, _, body) = ask(&server, "GET /healthz", "").await;
-    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 200 OK", "ok"));
+    let Answer { code, body, .. } = server.request("GET /healthz", "", "").await;
+    assert_eq!((code, body.as_str()), (200, "ok"));
 }
 
 #[tokio::test]
 async fn other_methods_are_answered_405() {
     let server = TestServer::echo().await;
-    for (line, more) in [
-        ("POST /", "Content-Length: 5\r\n"),
-        ("PUT /lobby", ""),
-        ("DELETE /healthz", ""),
-        ("BREW /", ""),
-        ("POST /", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    for (line, more, body) in [
+        ("POST /", "", "hello"),
+        ("PUT /lobby", "", ""),
+        ("DELETE /healthz", "", ""),
+        ("BREW /", "", ""),
+        ("POST /", upgrade, ""),
     ] {
-        let (status, head, _) = ask(&server, line, more).await;
-        assert_eq!(status, "HTTP/1.1 405 Method Not Allowed", "{line}");
+        let Answer { code, head, .. } = server.request(line, more, body).await;
+        assert_eq!(code, 405, "{line}");
         assert!(head.contains("allow: get, head"), "{head}");
     }
 }
@@ -98,15 +86,12 @@ async fn the_name_of_a_room_has_at_most_1024_bytes() {
     let server = TestServer::echo().await;
     let longest = format!("/{}", "x".repeat(1023));
     server.client_at(&longest).await.close().await;
-    assert_eq!(
-        ask(&server, &format!("GET {longest}"), "").await.0,
-        "HTTP/1.1 200 OK"
-    );
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    for more in ["", upgrade] {
-        let (status, _, body) = ask(&server, &format!("GET {longest}x"), more).await;
-        assert_eq!(status, "HTTP/1.1 414 URI Too Long");
+    let page = server.request(&format!("GET {longest}"), "", "").await;
+    assert_eq!(page.code, 200);
+    for more in ["", HANDSHAKE] {
+        let line = format!("GET {longest}x");
+        let Answer { code, body, .. } = server.request(&line, more, "").await;
+        assert_eq!(code, 414);
         assert!(body.contains("at most 1024 bytes"), "{body}");
     }
 }
@@ -163,16 +148,11 @@ async fn a_handshake_that_is_not_one_is_refused_with_the_reason() {
         ("GET / HTTP/1.1", "GET /", 400),
         ("Host: localhost", "Host localhost", 400),
     ] {
-        let response = server.raw().await.request(&good.replace(from, to)).await;
-        let expected = format!(" {status} ");
-        assert!(
-            response[8..].starts_with(&expected),
-            "{from} -> {to}: {response}"
-        );
-        let advertised = response
-            .to_lowercase()
-            .contains("sec-websocket-version: 13");
-        assert_eq!(advertised, status == 426, "{response}");
+        let answer = server.raw().await.exchange(good.replace(from, to)).await;
+        assert_eq!(answer.code, status, "{from} -> {to}: {answer:?}");
+        let advertised = answer.field("sec-websocket-version");
+        let expected = (status == 426).then_some("13");
+        assert_eq!(advertised, expected, "{answer:?}");
     }
     assert_eq!(server.monitor.rooms(), 0);
 }
@@ -181,15 +161,8 @@ async fn a_handshake_that_is_not_one_is_refused_with_the_reason() {
 async fn a_request_that_takes_too_long_is_answered_408() {
     let server = TestServer::with(|config| config.open_timeout = millis(100)).await;
     for sent in ["", "GET / HTTP/1.1\r\nHost: te"] {
-        let response = server.raw().await.request(sent).await;
-        assert!(
-            response.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
-            "{response}"
-        );
-        assert!(
-            response.ends_with("\r\n\r\nthe request took too long\n"),
-            "{response}"
-        );
+        let Answer { code, body, .. } = server.raw().await.exchange(sent).await;
+        assert_eq!((code, body.as_str()), (408, "the request took too long\n"));
     }
 }
 
@@ -218,8 +191,7 @@ async fn who_has_sent_a_request_may_close_its_side() {
 async fn what_is_no_path_is_no_room() {
     let server = TestServer::echo().await;
     let star = RawClient::handshake("*", "");
-    let response = server.raw().await.request(&star).await;
-    assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
+    assert_eq!(server.raw().await.exchange(star).await.code, 400);
 }
 
 #[tokio::test]
@@ -253,13 +225,11 @@ async fn what_is_no_request_is_told_so() {
             "100 fields",
         ),
     ] {
-        let response = server.raw().await.request(&request).await;
-        let (head, body) = response.split_once("\r\n\r\n").expect("a head");
-        assert!(head.starts_with(&format!("HTTP/1.1 {code} ")), "{head}");
-        assert!(
-            head.contains(&format!("content-length: {}", body.len())),
-            "{head}"
-        );
+        let answer = server.raw().await.exchange(&request).await;
+        assert_eq!(answer.code, code, "{answer:?}");
+        let body = &answer.body;
+        let length = body.len().to_string();
+        assert_eq!(answer.field("content-length"), Some(length.as_str()));
         assert!(body.contains(reason) && body.lines().count() == 1, "{body}");
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -109,27 +110,42 @@ async fn join_in_the_middle_of_traffic(history_limit: usize) -> (Vec<String>, Ve
     (all, runs)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_write_of_many_messages_puts_nobody_behind() {
-    let server = TestServer::quiet(|_| {}).await;
-    let mut other = server.client().await;
+// On one thread, so that the order of the tasks decides and not which processor is free.
+#[tokio::test]
+async fn one_write_of_many_messages_puts_no_client_behind() {
+    const MANY: usize = 100_000;
+    // A queue holds what one turn brings at most, and nothing is remembered besides: a client that
+    // falls behind is closed, and does not get them all.
+    let server = TestServer::quiet(|config| {
+        config.prefix = Some(String::new());
+        config.history_limit = 0;
+        config.max_queue = MANY;
+        config.max_queue_bytes = Size::from(30_000);
+    })
+    .await;
+    let mut other = server.raw_websocket().await;
     let mut flood = server.raw_websocket().await;
-    let many = frame(FIN | TEXT, &[b'x'; 20]).repeat(10_000);
+    let many = frame(FIN | TEXT, b"x").repeat(MANY);
+    let expected = b"\x81\x01x".repeat(MANY);
     let (mut read, mut write) = flood.stream.split();
-    let sending = tokio::io::AsyncWriteExt::write_all(&mut write, &many);
-    let mut own = vec![0; 10_000 * (2 + 11 + 20)];
-    let reading = tokio::io::AsyncReadExt::read_exact(&mut read, &mut own);
-    let listening = async {
-        for _ in 0..10_000 {
-            assert_eq!(other.next_text().await.len(), 11 + 20);
-        }
+    let mut own = vec![0; expected.len()];
+    let mut others = vec![0; expected.len()];
+    let all = async {
+        tokio::try_join!(
+            write.write_all(&many),
+            read.read_exact(&mut own),
+            other.stream.read_exact(&mut others),
+        )
     };
-    let (sent, got, ()) = tokio::join!(sending, reading, listening);
-    sent.and(got).unwrap();
+    timeout(PATIENCE, all)
+        .await
+        .expect("some are missing")
+        .unwrap();
+    assert!(own == expected && others == expected, "not all came");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_everything_and_nobody_else_feels_it() {
+async fn a_slow_reader_gets_everything_and_holds_up_no_other_client() {
     const ROUNDS: usize = 1500;
     let server = TestServer::quiet(|config| {
         config.max_queue = 8;
@@ -139,18 +155,18 @@ async fn a_slow_reader_gets_everything_and_nobody_else_feels_it() {
     .await;
     let filler = "x".repeat(16 * 1024);
     let mut fast = server.client().await;
-    let mut alone = Vec::new();
     for number in 0..ROUNDS {
-        alone.push(round_trip(&mut fast, &format!("{number} {filler}")).await);
+        round_trip(&mut fast, &format!("{number} {filler}")).await;
     }
     // This one gets the history first, and falls further behind with each round.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = socket.connect(server.address).await.unwrap();
     let (mut slow, _) = Client::over(stream, server.address, "/").await.unwrap();
-    let (mut got, mut beside) = (0, Vec::new());
+    let mut got = 0;
     for number in ROUNDS..2 * ROUNDS {
-        beside.push(round_trip(&mut fast, &format!("{number} {filler}")).await);
+        // Answered although most of what came before is still to be read by the slow one.
+        round_trip(&mut fast, &format!("{number} {filler}")).await;
         if number % 10 == 0 {
             expect_number(&mut slow, &mut got).await;
         }
@@ -158,21 +174,14 @@ async fn a_slow_reader_gets_everything_and_nobody_else_feels_it() {
     while got < 2 * ROUNDS {
         expect_number(&mut slow, &mut got).await;
     }
-    let (alone, beside) = (median(alone), median(beside));
-    assert!(
-        beside < 3 * alone + Duration::from_millis(1),
-        "{alone:?} alone, then {beside:?}"
-    );
 }
 
-async fn round_trip(client: &mut Client, text: &str) -> Duration {
-    let start = Instant::now();
+async fn round_trip(client: &mut Client, text: &str) {
     client.send(text).await;
     assert_eq!(
         client.next_text().await.len(),
         "Broadcast: ".len() + text.len()
     );
-    start.elapsed()
 }
 
 async fn expect_number(client: &mut Client, number: &mut usize) {
@@ -183,11 +192,6 @@ async fn expect_number(client: &mut Client, number: &mut usize) {
         &text[..20]
     );
     *number += 1;
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,8 +255,8 @@ async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013()
 #[tokio::test]
 async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
     let server = TestServer::quiet(|config| {
-        config.ping_interval = millis(100);
-        config.ping_timeout = millis(100);
+        config.ping_interval = millis(50);
+        config.ping_timeout = millis(250);
     })
     .await;
     let mut fast = server.client().await;
@@ -261,13 +265,18 @@ async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
         fast.send_binary(&message).await;
         fast.expect_binary(&message).await;
     }
-    // Takes about twenty intervals to read what is there, and cannot see a ping before that.
+    // Takes twenty intervals to read what is there, as its clock counts them, and cannot see a ping
+    // before that.
+    let mut clock = server.raw().await;
+    clock.upgrade("/clock").await;
     let mut slow = RawClient::with_small_window(server.address).await;
     slow.upgrade("/").await;
-    let mut pace = tokio::time::interval(Duration::from_millis(35));
     let reading = async {
-        for _ in 0..60 {
-            pace.tick().await;
+        for number in 0..60 {
+            if number % 3 == 0 {
+                assert_eq!(clock.read_frame().await.0, FIN | PING);
+                clock.send(frame(FIN | PONG, b"")).await;
+            }
             assert_eq!(slow.read_frame().await, (FIN | BINARY, message.clone()));
         }
         assert_eq!(slow.read_frame().await.0, FIN | PING);

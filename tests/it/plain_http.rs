@@ -4,53 +4,14 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
-use wscast::config::{Mode, Size};
+use wscast::config::Size;
 
 use crate::harness::*;
 
-/// Status code, head in lower case, and body of the answer to a request with these header lines.
-async fn ask(server: &TestServer, line: &str, more: &str, body: &[u8]) -> (u16, String, String) {
-    let mut client = server.raw().await;
-    let mut request = format!("{line} HTTP/1.1\r\nHost: test\r\n{more}").into_bytes();
-    if !body.is_empty() {
-        request.extend(format!("Content-Length: {}\r\n", body.len()).bytes());
-    }
-    request.extend(b"\r\n");
-    request.extend(body);
-    client.send(request).await;
-    answer(&mut client).await
-}
-
-async fn answer(client: &mut RawClient) -> (u16, String, String) {
-    let response = String::from_utf8(client.read_to_end().await).unwrap();
-    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
-    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let head = head.to_lowercase();
-    let body = match head.contains("transfer-encoding: chunked") {
-        true => unchunked(body),
-        false => body.to_owned(),
-    };
-    (code, head, body)
-}
-
-/// A body that came in chunks (RFC 9112, section 7.1).
-fn unchunked(mut body: &str) -> String {
-    let mut whole = String::new();
-    loop {
-        let (size, rest) = body.split_once("\r\n").expect("the size of a chunk");
-        let size = usize::from_str_radix(size, 16).unwrap();
-        whole += &rest[..size];
-        body = rest[size..].strip_prefix("\r\n").unwrap();
-        if size == 0 {
-            return whole;
-        }
-    }
-}
-
 async fn post(server: &TestServer, path: &str, body: &[u8]) -> Value {
-    let (code, _, answer) = ask(server, &format!("POST {path}"), "", body).await;
-    assert_eq!(code, 201, "{answer}");
-    serde_json::from_str(&answer).unwrap()
+    let answer = server.request(&format!("POST {path}"), "", body).await;
+    assert_eq!(answer.code, 201, "{answer:?}");
+    answer.json()
 }
 
 /// A reader of an event stream.
@@ -119,11 +80,11 @@ async fn a_body_that_is_posted_is_a_message() {
             "" => String::new(),
             it => format!("Content-Type: {it}\r\n"),
         };
-        let (code, head, answer) = ask(&server, "POST /lobby", &field, body).await;
-        assert_eq!(code, 201, "{answer}");
-        assert!(head.contains("content-type: application/json"), "{head}");
-        assert!(head.contains("cache-control: no-store"), "{head}");
-        let answer: Value = serde_json::from_str(&answer).unwrap();
+        let answer = server.request("POST /lobby", &field, body).await;
+        assert_eq!(answer.code, 201, "{answer:?}");
+        assert_eq!(answer.field("content-type"), Some("application/json"));
+        assert_eq!(answer.field("cache-control"), Some("no-store"));
+        let answer = answer.json();
         seq += 1;
         let id = answer["id"].as_str().unwrap();
         assert!(id.ends_with(&format!("-{seq}")), "{id}");
@@ -134,7 +95,11 @@ async fn a_body_that_is_posted_is_a_message() {
         };
         assert_eq!(client.next().await, expected, "{content_type}");
     }
-    // Nobody is there, and it is remembered all the same.
+}
+
+#[tokio::test]
+async fn what_is_posted_to_an_empty_room_is_remembered() {
+    let server = TestServer::broadcast().await;
     assert_eq!(post(&server, "/empty", b"for later").await["clients"], 0);
     let mut late = server.client_at("/empty").await;
     late.next_text().await;
@@ -144,7 +109,7 @@ async fn a_body_that_is_posted_is_a_message() {
 #[tokio::test]
 async fn what_cannot_be_published_is_refused_with_the_reason() {
     let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
-    let mut client = server.client().await;
+    let too_long = format!("POST /{}", "x".repeat(1024));
     for (line, more, body, code, reason) in [
         (
             "POST /",
@@ -163,15 +128,15 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
         ("POST /", "", b"12345678901", 413, "--max-message-size"),
         (
             "POST /",
-            "Transfer-Encoding: chunked\r\n\r\n6\r\n123456\r\n6\r\n123456\r\n0\r\n",
-            b"",
+            "Transfer-Encoding: chunked\r\n",
+            b"6\r\n123456\r\n6\r\n123456\r\n0\r\n\r\n",
             413,
             "--max-message-size",
         ),
         (
             "POST /",
-            "Transfer-Encoding: chunked\r\n\r\nnonsense\r\n",
-            b"",
+            "Transfer-Encoding: chunked\r\n",
+            b"nonsense\r\n",
             400,
             "malformed",
         ),
@@ -187,15 +152,20 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
         ("POST /metrics", "", b"x", 404, "reserved"),
         ("POST /healthz", "", b"x", 405, "get"),
         ("PUT /", "", b"x", 405, "post"),
+        (&too_long, "", b"x", 414, "1024"),
     ] {
-        let (status, head, answer) = ask(&server, line, more, body).await;
-        assert_eq!(status, code, "{line} {more}: {answer}");
-        assert_eq!(answer.lines().count(), 1, "{answer}");
-        assert!(answer.to_lowercase().contains(reason), "{answer}");
-        assert_eq!(head.contains("allow: "), code == 405, "{head}");
+        let answer = server.request(line, more, body).await;
+        assert_eq!(answer.code, code, "{line} {more}: {answer:?}");
+        assert_eq!(answer.body.lines().count(), 1, "{answer:?}");
+        assert!(answer.body.to_lowercase().contains(reason), "{answer:?}");
+        assert_eq!(answer.field("allow").is_some(), code == 405, "{answer:?}");
     }
-    let (code, ..) = ask(&server, &format!("POST /{}", "x".repeat(1024)), "", b"x").await;
-    assert_eq!(code, 414);
+}
+
+#[tokio::test]
+async fn a_body_counts_when_it_is_whole_up_to_exactly_the_largest_size() {
+    let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
+    let mut client = server.client().await;
     // A body that ends too early is no message.
     let mut cut = server.raw().await;
     cut.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
@@ -203,24 +173,33 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
     drop(cut);
     // Exactly the largest size is, in one piece or in chunks, and nothing else came through.
     post(&server, "/", b"1234567890").await;
-    let chunked = "Transfer-Encoding: chunked\r\n\r\n3\r\n123\r\n7\r\n4567890\r\n0\r\n";
-    assert_eq!(ask(&server, "POST /", chunked, b"").await.0, 201);
+    let chunks = "3\r\n123\r\n7\r\n4567890\r\n0\r\n\r\n";
+    let answer = server
+        .request("POST /", "Transfer-Encoding: chunked\r\n", chunks)
+        .await;
+    assert_eq!(answer.code, 201);
     client.expect("Broadcast: 1234567890").await;
     client.expect("Broadcast: 1234567890").await;
+}
 
+#[tokio::test]
+async fn a_request_names_one_host() {
     // Which host is meant decides who may come in.
+    let server = TestServer::echo().await;
     for hosts in ["", "Host: one\r\nHost: two\r\n"] {
-        let mut client = server.raw().await;
-        client.send(format!("GET / HTTP/1.1\r\n{hosts}\r\n")).await;
-        let (code, _, answer) = answer(&mut client).await;
-        assert_eq!((code, answer.as_str()), (400, "a request names one Host\n"));
+        let request = format!("GET / HTTP/1.1\r\n{hosts}\r\n");
+        let Answer { code, body, .. } = server.raw().await.exchange(request).await;
+        assert_eq!((code, body.as_str()), (400, "a request names one Host\n"));
     }
+}
 
-    let echo = TestServer::echo().await;
-    let (code, head, answer) = ask(&echo, "POST /", "", b"x").await;
-    assert_eq!(code, 405);
-    assert!(head.contains("allow: get, head, options\r\n"), "{head}");
-    assert!(answer.contains("--mode broadcast"), "{answer}");
+#[tokio::test]
+async fn an_echo_server_takes_no_posts_and_names_the_mode_that_does() {
+    let server = TestServer::echo().await;
+    let answer = server.request("POST /", "", "x").await;
+    assert_eq!(answer.code, 405);
+    assert_eq!(answer.field("allow"), Some("get, head, options"));
+    assert!(answer.body.contains("--mode broadcast"), "{answer:?}");
 }
 
 #[tokio::test]
@@ -235,10 +214,8 @@ async fn who_waits_to_be_told_to_go_on_is_told_or_refused_before() {
     client.send(head(5)).await;
     assert_eq!(client.read_head().await, "HTTP/1.1 100 Continue\r\n\r\n");
     client.send("hello").await;
-    assert_eq!(answer(&mut client).await.0, 201);
-    let mut client = server.raw().await;
-    client.send(head(11)).await;
-    assert_eq!(answer(&mut client).await.0, 413);
+    assert_eq!(client.answer().await.code, 201);
+    assert_eq!(server.raw().await.exchange(head(11)).await.code, 413);
 }
 
 #[tokio::test]
@@ -295,11 +272,7 @@ async fn posts_and_websockets_are_in_one_order_for_all() {
 
 #[tokio::test]
 async fn an_event_stream_follows_a_room() {
-    let server = TestServer::with(|config| {
-        config.mode = Mode::Broadcast;
-        config.ping_interval = millis(100);
-    })
-    .await;
+    let server = TestServer::broadcast().await;
     let first = post(&server, "/lobby", b"two\nlines\r\nand\rmore\n").await;
     let epoch = first["id"]
         .as_str()
@@ -329,45 +302,64 @@ async fn an_event_stream_follows_a_room() {
             "id: {epoch}-1\ndata: two\ndata: lines\ndata: and\ndata: more\ndata: "
         ))
         .await;
-    // What keeps the connection alive.
-    stream.expect(":").await;
-    stream.expect(":").await;
     let mut client = server.client_at("/lobby").await;
     client.send_binary(&[0, 255, 7]).await;
-    let mut event = stream.next().await.unwrap();
-    while event == ":" {
-        event = stream.next().await.unwrap();
-    }
-    assert_eq!(event, format!("id: {epoch}-2\nevent: binary\ndata: AP8H"));
-    // It counts as a client, and is none any more once it is gone.
-    assert_eq!(post(&server, "/lobby", b"x").await["clients"], 2);
-    drop(stream);
-    eventually("it is gone", || server.monitor.connections() == 1).await;
+    stream
+        .expect(&format!("id: {epoch}-2\nevent: binary\ndata: AP8H"))
+        .await;
 }
 
 #[tokio::test]
-async fn an_event_stream_resumes_or_says_that_it_cannot() {
+async fn a_quiet_event_stream_is_kept_alive_by_comments() {
+    let server = TestServer::quiet(|config| config.ping_interval = millis(50)).await;
+    let mut stream = Stream::open(&server, "/", "").await;
+    stream.expect(":").await;
+    stream.expect(":").await;
+}
+
+#[tokio::test]
+async fn an_event_stream_counts_as_a_client_until_it_is_gone() {
+    let server = TestServer::quiet(|_| {}).await;
+    let stream = Stream::open(&server, "/", "").await;
+    assert_eq!(post(&server, "/", b"x").await["clients"], 1);
+    drop(stream);
+    eventually("it is gone", || server.monitor.connections() == 0).await;
+}
+
+/// A server that remembers the last two of four messages `1` to `4`, and their ids.
+async fn with_four_messages() -> (TestServer, Vec<String>) {
     let server = TestServer::quiet(|config| config.history_limit = 2).await;
     let mut ids = Vec::new();
     for text in ["1", "2", "3", "4"] {
         let answer = post(&server, "/", text.as_bytes()).await;
         ids.push(answer["id"].as_str().unwrap().to_owned());
     }
-    let event = |number: usize| format!("id: {}\ndata: {number}", ids[number - 1]);
+    (server, ids)
+}
+
+fn last_event_id(id: &str) -> String {
+    format!("Last-Event-ID: {id}\r\n")
+}
+
+#[tokio::test]
+async fn an_event_stream_resumes_behind_the_id_that_it_names() {
+    let (server, ids) = with_four_messages().await;
     // The header goes before the query: that is where a stream began that has gone on since.
     let since = |id: &str| format!("/?since={id}");
-    let last = |id: &str| format!("Last-Event-ID: {id}\r\n");
     for (path, more) in [
         (since(&ids[2]), String::new()),
-        ("/".to_owned(), last(&ids[2])),
-        (since(&ids[0]), last(&ids[2])),
-        (since(&ids[2]), last("")),
+        ("/".to_owned(), last_event_id(&ids[2])),
+        (since(&ids[0]), last_event_id(&ids[2])),
+        (since(&ids[2]), last_event_id("")),
     ] {
-        Stream::open(&server, &path, &more)
-            .await
-            .expect(&event(4))
-            .await;
+        let mut stream = Stream::open(&server, &path, &more).await;
+        stream.expect(&format!("id: {}\ndata: 4", ids[3])).await;
     }
+}
+
+#[tokio::test]
+async fn an_event_stream_that_cannot_resume_begins_with_the_gap() {
+    let (server, ids) = with_four_messages().await;
     // What is no id is one of another log: an EventSource that is answered 400 never comes back.
     for (id, missed) in [
         (ids[0].as_str(), "1"),
@@ -376,21 +368,26 @@ async fn an_event_stream_resumes_or_says_that_it_cannot() {
         ("\u{e4}", "null"),
         ("18446744073709551615-18446744073709551615", "null"),
     ] {
-        let mut stream = Stream::open(&server, "/", &last(id)).await;
+        let mut stream = Stream::open(&server, "/", &last_event_id(id)).await;
         let gap = format!("event: gap\ndata: {{\"missed\":{missed}}}");
         stream.expect(&gap).await;
-        stream.expect(&event(3)).await;
-        stream.expect(&event(4)).await;
+        stream.expect(&format!("id: {}\ndata: 3", ids[2])).await;
+        stream.expect(&format!("id: {}\ndata: 4", ids[3])).await;
     }
-    // An empty one is none, a malformed one is a mistake, unless the header goes before it.
-    let first = Stream::open(&server, "/?since=", "").await.next().await;
-    assert_eq!(first.unwrap(), event(3));
-    let mut stream = Stream::open(&server, "/?since=x", &last("x")).await;
+}
+
+#[tokio::test]
+async fn a_since_that_is_no_id_is_a_mistake_unless_a_header_goes_before_it() {
+    let (server, ids) = with_four_messages().await;
+    // An empty one is none.
+    let mut stream = Stream::open(&server, "/?since=", "").await;
+    stream.expect(&format!("id: {}\ndata: 3", ids[2])).await;
+    let mut stream = Stream::open(&server, "/?since=x", &last_event_id("x")).await;
     stream.expect("event: gap\ndata: {\"missed\":null}").await;
     let more = "Accept: text/event-stream\r\n";
-    let (code, _, answer) = ask(&server, "GET /?since=x", more, b"").await;
-    assert_eq!(code, 400);
-    assert!(answer.contains("<epoch>-<seq>"), "{answer}");
+    let answer = server.request("GET /?since=x", more, "").await;
+    assert_eq!(answer.code, 400);
+    assert!(answer.body.contains("<epoch>-<seq>"), "{answer:?}");
 }
 
 #[tokio::test]
@@ -422,135 +419,157 @@ async fn an_event_stream_that_takes_nothing_is_given_up() {
     eventually("it is given up", || server.monitor.connections() == 0).await;
 }
 
+/// Reads the history of `/` with this in the query: its messages, and whether they begin right behind
+/// the id that was asked for.
+async fn history(server: &TestServer, query: &str) -> (Vec<Value>, bool) {
+    let line = format!("GET /?history{query}");
+    let fields = "Accept: application/json\r\n";
+    let answer = server.request(&line, fields, "").await;
+    assert_eq!(answer.code, 200, "{answer:?}");
+    assert_eq!(answer.field("cache-control"), Some("no-store"));
+    let messages = serde_json::from_str(&answer.body).unwrap();
+    (messages, answer.field("wscast-resumed") == Some("true"))
+}
+
 #[tokio::test]
 async fn the_history_can_be_read() {
     let server = TestServer::quiet(|config| config.history_limit = 3).await;
-    let mut publisher = server.client().await;
-    // One batch that the history remembers a part of, maybe.
-    for frames in [&b"1234"[..], b"5"] {
-        for text in frames {
-            publisher.websocket.send_text(*text).await;
+    let mut publisher = server.raw_websocket().await;
+    // The first four in one write are one batch, of which the history remembers two messages.
+    for texts in [&["1", "2", "3", "4"][..], &["5"]] {
+        let frames = texts.iter().map(|text| frame(FIN | TEXT, text.as_bytes()));
+        publisher.send(frames.collect::<Vec<_>>().concat()).await;
+        for _ in texts {
+            publisher.read_frame().await;
         }
     }
-    for _ in 0..5 {
-        publisher.next_text().await;
-    }
-    let read = async |query: &str| {
-        let more = "Accept: application/json\r\n";
-        let (code, head, body) = ask(&server, &format!("GET /?history{query}"), more, b"").await;
-        assert_eq!(code, 200, "{body}");
-        assert!(head.contains("cache-control: no-store"), "{head}");
-        let resumed = head.contains("wscast-resumed: true");
-        let messages: Vec<Value> = serde_json::from_str(&body).unwrap();
-        (messages, resumed)
-    };
-    let texts = |messages: &[Value]| -> Vec<String> {
-        let text = |it: &Value| it["text"].as_str().unwrap().to_owned();
-        messages.iter().map(text).collect()
-    };
-    let (all, resumed) = read("").await;
-    assert_eq!(
-        (texts(&all), resumed),
-        (vec!["3".into(), "4".into(), "5".into()], false)
-    );
+    let (all, resumed) = history(&server, "").await;
+    let texts: Vec<&Value> = all.iter().map(|it| &it["text"]).collect();
+    assert_eq!(texts, ["3", "4", "5"]);
+    assert!(!resumed);
     assert_eq!(all[0]["type"], "message");
     let id = all[0]["id"].as_str().unwrap();
-    let (rest, resumed) = read(&format!("&since={id}")).await;
+    let since = format!("&since={id}");
+    assert_eq!(history(&server, &since).await, (all[1..].to_vec(), true));
     assert_eq!(
-        (texts(&rest), resumed),
-        (vec!["4".into(), "5".into()], true)
+        history(&server, &format!("{since}&limit=1")).await.0,
+        all[1..2]
     );
-    assert_eq!(rest, all[1..]);
-    assert_eq!(read(&format!("&since={id}&limit=1")).await.0, all[1..2]);
-    assert_eq!(read("&limit=2").await.0, all[..2]);
-    assert_eq!(read("&since=1-1").await, (all, false));
-    for (path, more) in [("/?history", ""), ("/", "Accept: text/event-stream\r\n")] {
-        let (code, head, body) = ask(&server, &format!("HEAD {path}"), more, b"").await;
-        assert_eq!((code, body.as_str()), (200, ""), "{head}");
-    }
-    // To look is not to make a room.
-    let (code, _, body) = ask(&server, "GET /nowhere?history", "", b"").await;
-    assert_eq!(
-        (code, body.as_str(), server.monitor.rooms()),
-        (200, "[\n]\n", 1)
-    );
+    assert_eq!(history(&server, "&limit=2").await.0, all[..2]);
+    assert_eq!(history(&server, "&since=1-1").await, (all, false));
+}
+
+#[tokio::test]
+async fn a_history_that_is_asked_for_wrongly_is_refused_with_the_reason() {
+    let server = TestServer::quiet(|_| {}).await;
     for query in ["&since=x", "&limit=0", "&limit=-1", "&limit=many"] {
-        let (code, _, body) = ask(&server, &format!("GET /?history{query}"), "", b"").await;
-        assert_eq!((code, body.lines().count()), (400, 1), "{query}: {body}");
+        let answer = server
+            .request(&format!("GET /?history{query}"), "", "")
+            .await;
+        let lines = answer.body.lines().count();
+        assert_eq!((answer.code, lines), (400, 1), "{query}: {answer:?}");
     }
 }
 
-trait SendText {
-    async fn send_text(&mut self, byte: u8);
+#[tokio::test]
+async fn to_look_at_a_room_is_not_to_make_it() {
+    let server = TestServer::quiet(|_| {}).await;
+    let answer = server.request("GET /nowhere?history", "", "").await;
+    assert_eq!((answer.code, answer.body.as_str()), (200, "[\n]\n"));
+    let stream = "Accept: text/event-stream\r\n";
+    for (path, more) in [("/?history", ""), ("/", stream)] {
+        let answer = server.request(&format!("HEAD {path}"), more, "").await;
+        assert_eq!((answer.code, answer.body.as_str()), (200, ""), "{path}");
+    }
+    assert_eq!(server.monitor.rooms(), 0);
 }
 
-impl SendText for tokio_tungstenite::WebSocketStream<tokio::net::TcpStream> {
-    async fn send_text(&mut self, byte: u8) {
-        let text = Message::text(char::from(byte).to_string());
-        futures_util::SinkExt::send(self, text).await.unwrap();
-    }
+/// A server that asks for receipts only when a publisher waits for them.
+async fn without_heartbeat() -> TestServer {
+    TestServer::quiet(|config| config.ping_interval = millis(0)).await
+}
+
+/// Posts `text` and waits for receipts; the answer.
+async fn post_and_wait(server: &TestServer, timeout: &str, text: &str) -> Value {
+    let path = format!("/?wait=delivered&timeout={timeout}");
+    post(server, &path, text.as_bytes()).await
+}
+
+/// Reads a message and the ping behind it; returns its payload.
+async fn read_ping(client: &mut RawClient) -> Vec<u8> {
+    assert_eq!(client.read_frame().await.0, FIN | TEXT);
+    let (first, payload) = client.read_frame().await;
+    assert_eq!(first, FIN | PING);
+    payload
 }
 
 #[tokio::test]
 async fn who_publishes_can_wait_for_receipts() {
-    let server = TestServer::quiet(|config| config.ping_interval = millis(0)).await;
-    // One that answers by hand.
+    let server = without_heartbeat().await;
     let mut silent = server.raw_websocket().await;
     let mut stock = server.client().await;
     let reading = tokio::spawn(async move {
-        stock.expect("Broadcast: one").await;
         // Reads, and so answers pings, until the test ends.
         loop {
             stock.next().await;
         }
     });
+    // A client that cannot answer.
     let _stream = Stream::open(&server, "/", "").await;
-
-    let waiting = post(&server, "/?wait=delivered&timeout=2", b"one");
-    let answer = waiting.await;
-    let id = answer["id"].as_str().unwrap().to_owned();
-    // The stream is a client that cannot answer.
+    let answer = post_and_wait(&server, "2", "one").await;
+    let id = answer["id"].as_str().unwrap();
     assert_eq!(answer, json!({"id": id, "clients": 3, "delivered": 1}));
     // The ping came behind the message, and carries its id.
-    assert_eq!(silent.read_frame().await.1, b"Broadcast: one");
-    assert_eq!(
-        silent.read_frame().await,
-        (FIN | PING, id.clone().into_bytes())
-    );
+    assert_eq!(read_ping(&mut silent).await, id.as_bytes());
+    reading.abort();
+}
 
-    // A receipt for something older or not yet there is none for this.
-    let next = async {
-        silent.read_frame().await;
-        let (_, ping) = silent.read_frame().await;
-        let of_the_future = format!("{id}0");
-        for wrong in [id.as_bytes(), of_the_future.as_bytes()] {
-            silent.send(frame(FIN | PONG, wrong)).await;
+#[tokio::test]
+async fn only_the_id_of_the_message_or_a_later_one_is_a_receipt() {
+    let server = without_heartbeat().await;
+    let mut client = server.raw_websocket().await;
+    let wrong = async {
+        let ping = read_ping(&mut client).await;
+        // Older, and not there yet.
+        for wrong in [&b"1-1"[..], &[&ping[..], b"0"].concat()] {
+            client.send(frame(FIN | PONG, wrong)).await;
         }
+        ping
+    };
+    let (answer, ping) = tokio::join!(post_and_wait(&server, "300ms", "one"), wrong);
+    assert_eq!(answer["delivered"], 0);
+    let right = async {
+        let ping = read_ping(&mut client).await;
         // Clients send pongs of their own, too, and all of them may come in one piece.
         let pongs = [&ping[..], b"", b"\xff", b"mine", b"1-1"];
         let pongs = pongs.map(|payload| frame(FIN | PONG, payload)).concat();
-        silent.send(pongs).await;
+        client.send(pongs).await;
+        ping
     };
-    let (answer, ()) = tokio::join!(post(&server, "/?wait=delivered&timeout=30", b"two"), next);
-    assert_eq!(answer["delivered"], 2);
+    let (answer, next) = tokio::join!(post_and_wait(&server, "30", "two"), right);
+    assert_eq!(answer["delivered"], 1);
+    assert_ne!(ping, next);
+}
 
-    // Who leaves is waited for no longer.
+#[tokio::test]
+async fn a_client_that_leaves_is_waited_for_no_longer() {
+    let server = without_heartbeat().await;
+    let mut client = server.raw_websocket().await;
     let leave = async {
-        silent.read_frame().await;
-        silent.read_frame().await;
-        drop(silent);
+        read_ping(&mut client).await;
+        drop(client);
     };
-    let (answer, ()) = tokio::join!(
-        post(&server, "/?wait=delivered&timeout=30", b"three"),
-        leave
-    );
+    let (answer, ()) = tokio::join!(post_and_wait(&server, "30", "one"), leave);
     assert_eq!(
         (&answer["clients"], &answer["delivered"]),
-        (&json!(3), &json!(1))
+        (&json!(1), &json!(0))
     );
-    reading.abort();
-    // In an empty room there is nothing to wait for.
-    let answer = post(&server, "/empty?wait=delivered&timeout=30", b"x").await;
+}
+
+#[tokio::test]
+async fn in_an_empty_room_there_is_nothing_to_wait_for() {
+    let server = without_heartbeat().await;
+    let answer = post_and_wait(&server, "30", "one").await;
     assert_eq!(
         (&answer["clients"], &answer["delivered"]),
         (&json!(0), &json!(0))
@@ -560,65 +579,61 @@ async fn who_publishes_can_wait_for_receipts() {
 #[tokio::test]
 async fn a_page_of_another_origin_may_not_come_in() {
     let server = TestServer::quiet(|_| {}).await;
-    let handshake = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let foreign = "Host: test\r\nOrigin: http://evil.com\r\n";
     let ways = [
-        ("GET /", handshake, &b""[..]),
-        ("GET /", "Accept: text/event-stream\r\n", b""),
-        ("GET /?history", "", b""),
-        ("POST /", "", b"x"),
-        ("OPTIONS /", "Access-Control-Request-Method: POST\r\n", b""),
+        ("GET /", HANDSHAKE, ""),
+        ("GET /", "Accept: text/event-stream\r\n", ""),
+        ("GET /?history", "", ""),
+        ("POST /", "", "x"),
+        ("OPTIONS /", "Access-Control-Request-Method: POST\r\n", ""),
     ];
     for (line, more, body) in ways {
-        let more = format!("{more}Origin: http://evil.com\r\n");
-        let (code, head, answer) = ask(&server, line, &more, body).await;
-        assert_eq!(code, 403, "{line}");
-        assert!(!head.contains("access-control"), "{head}");
+        let answer = server
+            .request(line, &format!("{foreign}{more}"), body)
+            .await;
+        assert_eq!(answer.code, 403, "{line}");
+        assert!(!answer.head.contains("access-control"), "{answer:?}");
         for part in [
             "\"http://evil.com\"",
             "\"test\"",
             "--allow-origin http://evil.com",
         ] {
-            assert!(answer.contains(part), "{answer}");
+            assert!(answer.body.contains(part), "{answer:?}");
         }
     }
     // The page itself is for everybody.
-    assert_eq!(
-        ask(&server, "GET /", "Origin: http://evil.com\r\n", b"")
-            .await
-            .0,
-        200
-    );
+    assert_eq!(server.request("GET /", foreign, "").await.code, 200);
     assert_eq!(server.monitor.rooms(), 0);
+}
 
+#[tokio::test]
+async fn a_page_of_the_same_origin_may_read_every_answer() {
+    let server = TestServer::quiet(|_| {}).await;
     for origin in ["http://test", "https://test"] {
-        let allowed = format!("access-control-allow-origin: {origin}\r\n");
-        let origin = format!("Origin: {origin}\r\n");
-        let (code, head, _) = ask(&server, "POST /", &origin, b"x").await;
-        assert_eq!(code, 201);
-        assert!(
-            head.contains(&allowed) && head.contains("vary: origin"),
-            "{head}"
-        );
-        let preflight = format!("{origin}Access-Control-Request-Method: POST\r\n");
-        let (code, head, _) = ask(&server, "OPTIONS /", &preflight, b"").await;
-        assert_eq!(code, 204);
-        assert!(
-            head.contains(&allowed) && head.contains("access-control-allow-methods: get, post"),
-            "{head}"
-        );
-        let stream = Stream::open(&server, "/", &origin).await;
-        assert!(stream.head.contains(&allowed), "{}", stream.head);
-        let mut client = server.raw().await;
-        let handshake = RawClient::handshake("/", &origin).replace("localhost", "test");
-        client.send(handshake).await;
-        assert!(client.read_head().await.starts_with("HTTP/1.1 101"));
-        // A refusal that the page may read.
-        let (code, head, _) = ask(&server, "GET /?history&limit=0", &origin, b"").await;
-        assert_eq!(code, 400);
-        assert!(head.contains(&allowed), "{head}");
+        let fields = format!("Host: test\r\nOrigin: {origin}\r\n");
+        let preflight = "Access-Control-Request-Method: POST\r\n";
+        for (line, more, body, code) in [
+            ("POST /", "", "x", 201),
+            ("OPTIONS /", preflight, "", 204),
+            ("GET /", "Accept: text/event-stream\r\n", "", 200),
+            // A refusal, too.
+            ("GET /?history&limit=0", "", "", 400),
+        ] {
+            let answer = server.request(line, &format!("{fields}{more}"), body).await;
+            assert_eq!(answer.code, code, "{line}: {answer:?}");
+            let allowed = answer.field("access-control-allow-origin");
+            assert_eq!(allowed, Some(origin), "{line}: {answer:?}");
+            assert_eq!(answer.field("vary"), Some("origin"), "{line}: {answer:?}");
+        }
+        let answer = server
+            .request("GET /", &format!("{fields}{HANDSHAKE}"), "")
+            .await;
+        assert_eq!(answer.code, 101, "{answer:?}");
     }
+}
 
+#[tokio::test]
+async fn a_list_of_origins_lets_in_those_and_the_own_page_alone() {
     let server = TestServer::quiet(|config| {
         config.allow_origin = vec!["https://*.example.com".parse().unwrap()];
     })
@@ -630,12 +645,9 @@ async fn a_page_of_another_origin_may_not_come_in() {
         // Its own page.
         ("http://test", 201),
     ] {
-        let more = format!("Origin: {origin}\r\n");
-        assert_eq!(
-            ask(&server, "POST /", &more, b"x").await.0,
-            code,
-            "{origin}"
-        );
+        let fields = format!("Host: test\r\nOrigin: {origin}\r\n");
+        let answer = server.request("POST /", &fields, "x").await;
+        assert_eq!(answer.code, code, "{origin}");
     }
     post(&server, "/", b"not from a browser").await;
 }

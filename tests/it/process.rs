@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
-use crate::harness::PATIENCE;
+use crate::harness::{Answer, PATIENCE, RawClient};
 
 /// The binary, with these arguments and nothing else.
 pub(crate) fn wscast(arguments: &str) -> Command {
@@ -54,6 +54,8 @@ pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) log: Lines<BufReader<ChildStderr>>,
     pub(crate) address: SocketAddr,
+    /// The log line that says where it listens.
+    pub(crate) listening_line: String,
 }
 
 impl Process {
@@ -74,7 +76,14 @@ impl Process {
             child,
             log,
             address,
+            listening_line: line,
         }
+    }
+
+    /// Sends a request on a connection of its own, as [`RawClient::request`] does.
+    pub(crate) async fn request(&self, line: &str, fields: &str, body: impl AsRef<[u8]>) -> Answer {
+        let mut client = RawClient::connect(self.address).await;
+        client.request(line, fields, body).await
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -7,42 +7,19 @@ use wscast::config::{Mode, Size};
 use crate::harness::*;
 use crate::process::*;
 
-/// Sends a request as it is; status code, head in lower case, and body of the answer.
-async fn send(server: &TestServer, request: impl AsRef<[u8]>) -> (u16, String, String) {
-    let mut client = server.raw().await;
-    client.send(request).await;
-    let answer = String::from_utf8(client.read_to_end().await).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (
-        code,
-        format!("{}\r\n", head.to_lowercase()),
-        body.to_owned(),
-    )
-}
-
-async fn ask(server: &TestServer, line: &str, more: &str, body: &[u8]) -> (u16, String, String) {
-    let length = match body.is_empty() {
-        true => String::new(),
-        false => format!("Content-Length: {}\r\n", body.len()),
-    };
-    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{length}{more}\r\n");
-    send(server, [head.as_bytes(), body].concat()).await
-}
-
 #[tokio::test]
 async fn health_has_three_questions() {
     let server = TestServer::broadcast().await;
     for path in ["/livez", "/healthz", "/readyz"] {
-        let (code, head, body) = ask(&server, &format!("GET {path}"), "", b"").await;
+        let Answer { code, head, body } = server.request(&format!("GET {path}"), "", b"").await;
         assert_eq!((code, body.as_str()), (200, "ok"), "{path}");
         assert!(head.contains("cache-control: no-store\r\n"), "{head}");
-        let (code, _, body) = ask(&server, &format!("HEAD {path}"), "", b"").await;
+        let Answer { code, body, .. } = server.request(&format!("HEAD {path}"), "", b"").await;
         assert_eq!((code, body.as_str()), (200, ""), "{path}");
-        let (code, head, _) = ask(&server, &format!("OPTIONS {path}"), "", b"").await;
+        let Answer { code, head, .. } = server.request(&format!("OPTIONS {path}"), "", b"").await;
         assert_eq!(code, 204, "{path}");
         assert!(head.contains("allow: get, head, options\r\n"), "{head}");
-        let (code, head, _) = ask(&server, &format!("POST {path}"), "", b"x").await;
+        let Answer { code, head, .. } = server.request(&format!("POST {path}"), "", b"x").await;
         assert_eq!(code, 405, "{path}");
         assert!(head.contains("allow: get, head, options\r\n"), "{head}");
     }
@@ -63,21 +40,20 @@ async fn health_is_answered_while_all_places_are_taken_and_many_are_silent() {
         silent.push(server.raw().await);
     }
     for path in ["/livez", "/healthz"] {
-        let (code, ..) = ask(&server, &format!("GET {path}"), "", b"").await;
+        let Answer { code, .. } = server.request(&format!("GET {path}"), "", b"").await;
         assert_eq!(code, 200, "{path}");
     }
-    let (code, head, body) = ask(&server, "GET /", "", b"").await;
+    let Answer { code, head, body } = server.request("GET /", "", b"").await;
     assert_eq!(
         (code, body.as_str()),
         (503, "no place left, try again later\n")
     );
     assert!(head.contains("retry-after: 1\r\n"), "{head}");
     // The one that was silent for longest gave way, and got the reason.
-    let told = String::from_utf8(silent[0].read_to_end().await).unwrap();
-    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
-    assert!(
-        told.ends_with("\r\n\r\nno place left, try again later\n"),
-        "{told}"
+    let Answer { code, body, .. } = silent[0].answer().await;
+    assert_eq!(
+        (code, body.as_str()),
+        (503, "no place left, try again later\n")
     );
     // The youngest did not.
     let youngest = silent.last_mut().unwrap().read_to_end();
@@ -92,11 +68,11 @@ async fn options_tells_the_methods() {
     ] {
         let server = TestServer::with(|config| config.mode = mode).await;
         for line in ["OPTIONS /", "OPTIONS /lobby", "OPTIONS *"] {
-            let (code, head, body) = ask(&server, line, "", b"").await;
+            let Answer { code, head, body } = server.request(line, "", b"").await;
             assert_eq!((code, body.as_str()), (204, ""), "{line}");
             assert!(head.contains(allow), "{head}");
         }
-        let (_, head, _) = ask(&server, "PUT /", "", b"x").await;
+        let Answer { head, .. } = server.request("PUT /", "", b"x").await;
         assert!(head.contains(allow), "{head}");
         assert_eq!(server.monitor.rooms(), 0);
     }
@@ -107,7 +83,7 @@ async fn a_preflight_lets_a_page_send_what_the_server_reads() {
     let server = TestServer::broadcast().await;
     let more = "Origin: http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n\
                 Access-Control-Request-Headers: content-type, idempotency-key\r\n";
-    let (code, head, _) = ask(&server, "OPTIONS /lobby", more, b"").await;
+    let Answer { code, head, .. } = server.request("OPTIONS /lobby", more, b"").await;
     assert_eq!(code, 204);
     for line in [
         "access-control-allow-origin: http://localhost:3000\r\n",
@@ -125,7 +101,7 @@ async fn a_body_in_a_coding_is_not_taken_for_a_message() {
     let mut client = server.client().await;
     for coding in ["gzip", "br", "identity, gzip", "GZIP", "\u{e4}"] {
         let more = format!("Content-Encoding: {coding}\r\n");
-        let (code, head, body) = ask(&server, "POST /", &more, b"\x1f\x8b\x08").await;
+        let Answer { code, head, body } = server.request("POST /", &more, b"\x1f\x8b\x08").await;
         assert_eq!(code, 415, "{coding}: {body}");
         assert!(head.contains("accept-encoding: identity\r\n"), "{head}");
     }
@@ -133,24 +109,27 @@ async fn a_body_in_a_coding_is_not_taken_for_a_message() {
         let more = format!("Transfer-Encoding: {coding}\r\n");
         let chunk = "1\r\nx\r\n0\r\n\r\n";
         let request = format!("POST / HTTP/1.1\r\nHost: localhost\r\n{more}\r\n{chunk}");
-        let (code, _, body) = send(&server, request).await;
+        let Answer { code, body, .. } = server.raw().await.exchange(request).await;
         assert_eq!(code, 501, "{coding}: {body}");
         assert!(body.contains("chunked"), "{body}");
     }
     let more = "Content-Type: text/plain; charset=klingon\r\n";
-    let (code, _, body) = ask(&server, "POST /", more, b"x").await;
+    let Answer { code, body, .. } = server.request("POST /", more, b"x").await;
     assert_eq!(code, 415, "{body}");
     assert!(body.contains("charset"), "{body}");
     // A client that waits to be told to go on is refused before it has sent anything.
     let head = "POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\
                 Content-Encoding: gzip\r\n\r\n";
-    assert_eq!(send(&server, head).await.0, 415);
+    assert_eq!(server.raw().await.exchange(head).await.code, 415);
 
     let more = "Content-Encoding: identity\r\nContent-Type: text/plain; charset=iso-8859-1\r\n";
-    assert_eq!(ask(&server, "POST /", more, b"gr\xfc\xdfe").await.0, 201);
+    assert_eq!(
+        server.request("POST /", more, b"gr\xfc\xdfe").await.code,
+        201
+    );
     client.expect("Broadcast: grüße").await;
     let more = "Content-Type: application/x-protobuf\r\n";
-    assert_eq!(ask(&server, "POST /", more, b"text").await.0, 201);
+    assert_eq!(server.request("POST /", more, b"text").await.code, 201);
     assert_eq!(client.next().await, Message::binary(b"text".to_vec()));
 }
 
@@ -158,8 +137,8 @@ async fn a_body_in_a_coding_is_not_taken_for_a_message() {
 async fn a_text_that_grows_over_the_limit_is_too_big() {
     let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
     let more = "Content-Type: text/plain; charset=iso-8859-1\r\n";
-    assert_eq!(ask(&server, "POST /", more, &[0xe4; 5]).await.0, 201);
-    let (code, _, body) = ask(&server, "POST /", more, &[0xe4; 6]).await;
+    assert_eq!(server.request("POST /", more, &[0xe4; 5]).await.code, 201);
+    let Answer { code, body, .. } = server.request("POST /", more, &[0xe4; 6]).await;
     assert_eq!(code, 413);
     assert!(body.contains("--max-message-size"), "{body}");
 }
@@ -193,13 +172,15 @@ async fn what_hyper_refuses_by_itself_has_its_reason() {
         ("X y\r\n", 400, "no HTTP/1.1 request"),
     ] {
         let request = format!("POST / HTTP/1.1\r\nHost: localhost\r\n{fields}\r\nx");
-        let (status, head, body) = send(&server, request).await;
-        assert_eq!(status, code, "{fields}: {body}");
+        let answer = server.raw().await.exchange(request).await;
+        let (head, body) = (&answer.head, &answer.body);
+        assert_eq!(answer.code, code, "{fields}: {body}");
         assert!(body.contains(reason) && body.lines().count() == 1, "{body}");
         assert!(head.contains("\r\ndate: "), "{head}");
         assert_eq!(head.matches("content-length: ").count(), 1, "{head}");
     }
-    let (code, _, body) = send(&server, format!("GET /{}", "x".repeat(20_000))).await;
+    let endless = format!("GET /{}", "x".repeat(20_000));
+    let Answer { code, body, .. } = server.raw().await.exchange(endless).await;
     assert_eq!((code, body.as_str()), (414, "the address is too long\n"));
 }
 
@@ -219,8 +200,9 @@ async fn every_answer_has_a_date_and_no_refusal_is_kept() {
         (&long, 414),
         ("nonsense\r\n\r\n", 400),
     ] {
-        let (status, head, _) = send(&server, request).await;
-        assert_eq!(status, code, "{request}");
+        let answer = server.raw().await.exchange(request).await;
+        let head = &answer.head;
+        assert_eq!(answer.code, code, "{request}");
         assert_eq!(head.matches("\r\ndate: ").count(), 1, "{head}");
         let is_refusal = code >= 400;
         if is_refusal {
@@ -265,16 +247,18 @@ async fn a_key_is_16_bytes_whatever_its_last_bits_say() {
 #[tokio::test]
 async fn an_empty_since_is_none_and_what_is_no_id_is_of_another_log() {
     let server = TestServer::quiet(|_| {}).await;
-    assert_eq!(ask(&server, "POST /", "", b"kept").await.0, 201);
+    assert_eq!(server.request("POST /", "", b"kept").await.code, 201);
     server
         .client_at("/?since=")
         .await
         .expect("Broadcast: kept")
         .await;
-    let (code, head, body) = ask(&server, "GET /?history", "Last-Event-ID: x\r\n", b"").await;
+    let Answer { code, head, body } = server
+        .request("GET /?history", "Last-Event-ID: x\r\n", b"")
+        .await;
     assert_eq!(code, 200, "{body}");
     assert!(head.contains("wscast-resumed: false\r\n"), "{head}");
-    let (code, ..) = ask(&server, "GET /?history&since=x", "", b"").await;
+    let Answer { code, .. } = server.request("GET /?history&since=x", "", b"").await;
     assert_eq!(code, 400);
 }
 
@@ -310,11 +294,7 @@ async fn every_refusal_has_a_line_in_the_log() {
         client.upgrade("/").await;
         clients.push(client);
     }
-    let mut client = RawClient::connect(process.address).await;
-    let answer = client
-        .request("GET /?history HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .await;
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!(process.request("GET /?history", "", "").await.code, 503);
     let found = next_line(&mut process.log, "refused: ").await;
     assert!(
         found.contains("status=503") && found.contains("WARN"),

@@ -5,18 +5,6 @@ use tokio::io::AsyncReadExt;
 
 use crate::harness::*;
 
-/// The status of the answer to a request, and its body.
-async fn ask(server: &TestServer, line: &str, more: &str, body: &str) -> (u16, String) {
-    let request = format!(
-        "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let response = server.raw().await.request(&request).await;
-    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
-}
-
 #[tokio::test]
 async fn every_way_into_a_room_knows_all_its_spellings() {
     let server = TestServer::quiet(|_| {}).await;
@@ -32,16 +20,18 @@ async fn every_way_into_a_room_knows_all_its_spellings() {
         .await;
     assert!(events.read_head().await.starts_with("HTTP/1.1 200 "));
 
-    let (status, _) = ask(&server, "POST /caf%c3%A9/mai%6E", "", "hello").await;
-    assert_eq!(status, 201);
+    let posted = server.request("POST /caf%c3%A9/mai%6E", "", "hello").await;
+    assert_eq!(posted.code, 201);
     assert_eq!(json.event().await["text"], "hello");
     plain.expect("Broadcast: hello").await;
     let mut event = Vec::new();
     while !event.ends_with(b"data: hello\n\n") {
         event.push(events.stream.read_u8().await.unwrap());
     }
-    let (_, history) = ask(&server, "GET /caf%C3%A9/%6Dain/?history", "", "").await;
-    assert!(history.contains("\"hello\""), "{history}");
+    let history = server
+        .request("GET /caf%C3%A9/%6Dain/?history", "", "")
+        .await;
+    assert!(history.body.contains("\"hello\""), "{history:?}");
     assert_eq!(server.monitor.rooms(), 1);
     // Others are others.
     for path in ["/caf%C3%A9//main", "/caf%C3%A9%2Fmain", "/caf%C3%A9/./main"] {
@@ -56,8 +46,6 @@ async fn every_way_into_a_room_knows_all_its_spellings() {
 #[tokio::test]
 async fn what_is_reserved_is_404_with_a_line_that_helps() {
     let server = TestServer::quiet(|_| {}).await;
-    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     for (path, remedy) in [
         ("/-", "/-/"),
         ("/-/anything", "/-/"),
@@ -80,21 +68,21 @@ async fn what_is_reserved_is_404_with_a_line_that_helps() {
     ] {
         for (method, more) in [
             ("GET", ""),
-            ("GET", upgrade),
+            ("GET", HANDSHAKE),
             ("GET", "Accept: text/event-stream\r\n"),
             ("POST", ""),
         ] {
             let line = format!("{method} {path}");
-            let (status, body) = ask(&server, &line, more, "").await;
-            assert_eq!(status, 404, "{line}");
+            let Answer { code, body, .. } = server.request(&line, more, "").await;
+            assert_eq!(code, 404, "{line}");
             assert!(
                 body.contains("reserved") && body.contains(remedy),
                 "{line}: {body}"
             );
             assert_eq!(body.lines().count(), 1, "{body}");
         }
-        let (status, _) = ask(&server, &format!("HEAD {path}"), "", "").await;
-        assert_eq!(status, 404);
+        let answer = server.request(&format!("HEAD {path}"), "", "").await;
+        assert_eq!(answer.code, 404);
     }
     assert_eq!(server.monitor.rooms(), 0);
 }

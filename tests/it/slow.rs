@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{interval, timeout};
 use wscast::config::Size;
@@ -58,7 +59,7 @@ async fn read_slowly(address: SocketAddr, host: &'static str, way: Way, load: Lo
     };
     let request = match way {
         Way::Events => format!("GET / HTTP/1.1\r\nHost: {host}\r\n{more}\r\n"),
-        _ => RawClient::handshake("/", more).replace("Host: test", &format!("Host: {host}")),
+        _ => RawClient::handshake("/", more).replace("Host: localhost", &format!("Host: {host}")),
     };
     client.send(request).await;
     let head = client.read_head().await;
@@ -127,21 +128,11 @@ async fn read_slowly(address: SocketAddr, host: &'static str, way: Way, load: Lo
 
 /// Takes a whole frame off the front: its first byte and its payload.
 fn take_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
-    let (length, start) = match *bytes.get(1)? {
-        126 => (
-            u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()) as usize,
-            4,
-        ),
-        127 => (
-            u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()) as usize,
-            10,
-        ),
-        length => (length as usize, 2),
-    };
-    let payload = bytes.get(start..start + length)?.to_vec();
-    let first = bytes[0];
-    bytes.drain(..start + length);
-    Some((first, payload))
+    let mut rest = &bytes[..];
+    let frame = read_frame(&mut rest).now_or_never()?.ok()?;
+    let taken = bytes.len() - rest.len();
+    bytes.drain(..taken);
+    Some(frame)
 }
 
 /// Takes whole lines off the front; returns how many of them end an event's text.
