@@ -383,7 +383,7 @@ async fn ten_thousand_messages_do_not_freeze_the_page() {
 }
 
 /// A server, a page of it that is open, and another client.
-async fn page_and_client(browser: &Browser) -> (Process, Page, Client) {
+async fn page_and_client(browser: &Browser) -> (Process, Page<'_>, Client) {
     let server = Process::start("--mode broadcast --welcome= --prefix=").await;
     let page = browser.open(&format!("http://{}/", server.address)).await;
     page.until_open().await;
