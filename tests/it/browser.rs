@@ -383,7 +383,7 @@ async fn ten_thousand_messages_do_not_freeze_the_page() {
 }
 
 /// A server, a page of it that is open, and another client.
-async fn page_and_client(browser: &Browser) -> (Process, Page, Client) {
+async fn page_and_client(browser: &Browser) -> (Process, Page<'_>, Client) {
     let server = Process::start("--mode broadcast --welcome= --prefix=").await;
     let page = browser.open(&format!("http://{}/", server.address)).await;
     page.until_open().await;
@@ -958,12 +958,18 @@ async fn every_control_can_be_had_by_keyboard_and_shows_that_it_is() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let (_server, page, mut client) = page_and_client(&browser).await;
+    let (mut server, page, mut client) = page_and_client(&browser).await;
     client
         .send(&"A long message that is folded. ".repeat(40))
         .await;
     page.until("document.querySelectorAll('summary').length === 1")
         .await;
+    // What waits can be taken back.
+    server.signal("-TERM").await;
+    server.exit_code().await;
+    page.until("document.getElementById('head').dataset.state === 'waiting'")
+        .await;
+    page.say("I will wait").await;
     let stops = page.tab_stops().await;
     for id in [
         "connect", "filter", "copy", "export", "clear", "log", "text", "hello", "BUTTON", "SUMMARY",
