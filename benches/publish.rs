@@ -19,12 +19,11 @@ fn main() {
 
 #[divan::bench(args = [1, 100, 10_000])]
 fn publish(bencher: Bencher<'_, '_>, clients: usize) {
-    let config = Config {
-        mode: Mode::Broadcast,
-        max_queue: usize::MAX,
-        max_queue_bytes: Size::from(isize::MAX as usize),
-        ..Config::default()
-    };
+    let config = Config::with(|config| {
+        config.service.mode = Mode::Broadcast;
+        config.limits.max_queue = usize::MAX;
+        config.limits.max_queue_bytes = Size::from(isize::MAX as usize);
+    });
     let plain = Plain::new(&config);
     let room = Arc::new(Room::new(&config, 1, Arc::default()));
     let subscriptions: Vec<Subscription> = (0..clients)

@@ -53,12 +53,12 @@ impl Admission {
     /// The rule of `--allow-host` and `--allow-origin` for a server that listens on addresses of this
     /// machine alone, or not.
     pub fn new(config: &Config, only_local: bool) -> Self {
-        let mut hosts = config.allow_host.clone();
+        let mut hosts = config.access.allow_host.clone();
         let is_checked = only_local || !hosts.is_empty();
-        hosts.extend(config.host.parse());
+        hosts.extend(config.listening.host.parse());
         Self {
             hosts: is_checked.then_some(hosts),
-            origins: config.allow_origin.clone(),
+            origins: config.access.allow_origin.clone(),
         }
     }
 

@@ -4,7 +4,9 @@ mod invocation;
 mod origin;
 mod units;
 
-use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+use tokio::sync::Semaphore;
 
 pub use invocation::Invocation;
 pub use origin::{Host, HostPattern, Origin, OriginPattern};
@@ -23,100 +25,240 @@ pub use units::{Size, Time};
                         info); logs go to stderr."
 )]
 pub struct Config {
-    /// echo: a message goes back to its sender alone, and later clients see it in the history;
-    /// broadcast: it goes to everybody in the room
-    #[arg(long, env = "WSCAST_MODE", value_enum, hide_possible_values = true, default_value = "echo", help_heading = SERVICE)]
-    pub mode: Mode,
-    /// Name or address to listen on, every address it resolves to
-    #[arg(long, env = "WSCAST_HOST", default_value = "localhost", value_parser = units::host, help_heading = SERVICE)]
-    pub host: String,
-    /// Port to listen on; 0 takes a free one
-    #[arg(long, env = "WSCAST_PORT", default_value = "8765", value_parser = units::port, help_heading = SERVICE)]
-    pub port: u16,
-    /// First message to every client, '' for none [default: by mode]
-    #[arg(long, env = "WSCAST_WELCOME", value_name = "TEXT", allow_hyphen_values = true, help_heading = SERVICE)]
-    pub welcome: Option<String>,
-    /// What stands before each text message, '' for nothing [default: by mode]
-    #[arg(long, env = "WSCAST_PREFIX", value_name = "TEXT", allow_hyphen_values = true, help_heading = SERVICE)]
-    pub prefix: Option<String>,
-
-    /// Messages a room remembers, the oldest go first; 0 keeps none
-    #[arg(long, env = "WSCAST_HISTORY_LIMIT", value_name = "COUNT", default_value = "1000", value_parser = units::count, help_heading = HISTORY)]
-    pub history_limit: usize,
-    /// Memory a room's history takes, up to 200 bytes a message besides its text; 0 keeps none
-    #[arg(long, env = "WSCAST_HISTORY_BYTES", value_name = "SIZE", default_value = "16MiB", help_heading = HISTORY)]
-    pub history_bytes: Size,
-    /// Memory all histories together take
-    #[arg(long, env = "WSCAST_HISTORY_TOTAL", value_name = "SIZE", default_value = "256MiB", help_heading = HISTORY)]
-    pub history_total: Size,
-
-    /// Time between two pings; 0 turns heartbeats off
-    #[arg(long, env = "WSCAST_PING_INTERVAL", value_name = "TIME", default_value = "10", help_heading = TIMES)]
-    pub ping_interval: Time,
-    /// A client that sends nothing for so long after a ping is closed with 1011
-    #[arg(long, env = "WSCAST_PING_TIMEOUT", value_name = "TIME", default_value = "5", help_heading = TIMES)]
-    pub ping_timeout: Time,
-    /// Time a client has for its whole HTTP request
-    #[arg(long, env = "WSCAST_OPEN_TIMEOUT", value_name = "TIME", default_value = "10", help_heading = TIMES)]
-    pub open_timeout: Time,
-    /// A client that takes nothing of what waits for it for so long is closed with 1013
-    #[arg(long, env = "WSCAST_WRITE_TIMEOUT", value_name = "TIME", default_value = "10", help_heading = TIMES)]
-    pub write_timeout: Time,
-    /// Time a client has to answer a close frame
-    #[arg(long, env = "WSCAST_CLOSE_TIMEOUT", value_name = "TIME", default_value = "2", help_heading = TIMES)]
-    pub close_timeout: Time,
-    /// Time all clients together have to go when the server is told to stop
-    #[arg(long, env = "WSCAST_DRAIN_TIMEOUT", value_name = "TIME", default_value = "3", help_heading = TIMES)]
-    pub drain_timeout: Time,
-
-    /// Largest message a client may send
-    #[arg(long, env = "WSCAST_MAX_MESSAGE_SIZE", value_name = "SIZE", default_value = "1MiB", help_heading = LIMITS)]
-    pub max_message_size: Size,
-    /// Connections at a time; more are answered 503
-    #[arg(long, env = "WSCAST_MAX_CONNECTIONS", value_name = "COUNT", default_value = "10000", value_parser = units::count, help_heading = LIMITS)]
-    pub max_connections: usize,
-    /// Rooms at a time; the one without clients for longest is forgotten first
-    #[arg(long, env = "WSCAST_MAX_ROOMS", value_name = "COUNT", default_value = "1000", value_parser = units::count, help_heading = LIMITS)]
-    pub max_rooms: usize,
-    /// Live messages that wait for a client; beyond, it is served from the history
-    #[arg(long, env = "WSCAST_MAX_QUEUE", value_name = "COUNT", default_value = "1024", value_parser = units::count, help_heading = LIMITS)]
-    pub max_queue: usize,
-    /// The same in bytes
-    #[arg(long, env = "WSCAST_MAX_QUEUE_BYTES", value_name = "SIZE", default_value = "4MiB", help_heading = LIMITS)]
-    pub max_queue_bytes: Size,
-
-    /// Bytes of all messages and bodies that have begun and are not complete; the one that grows
-    /// least is cut
-    #[arg(long, env = "WSCAST_MAX_INCOMING", value_name = "SIZE", default_value = "256MiB", help_heading = LIMITS)]
-    pub max_incoming: Size,
-
-    /// Host names to answer to, besides those of this machine and `--host`
-    #[arg(long, env = "WSCAST_ALLOW_HOST", value_name = "HOST", help_heading = ACCESS,
-          help = "Host names to answer to, besides those of this machine and --host: example.com, \
-                  *.example.com or '*', repeatable [default: on loopback none, elsewhere any]")]
-    pub allow_host: Vec<HostPattern>,
-    /// Web pages that may come in besides the server's own, in the place of those of this machine
-    #[arg(long, env = "WSCAST_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = ACCESS,
-          help = "Web pages that may come in, besides the server's own: https://example.com, \
-                  https://*.example.com, http://localhost:*, null, file:// or '*', repeatable \
-                  [default: those of this machine, on this machine]")]
-    pub allow_origin: Vec<OriginPattern>,
-
-    /// How log lines look: text or json
-    #[arg(long, env = "WSCAST_LOG_FORMAT", value_enum, hide_possible_values = true, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
-    pub log_format: LogFormat,
-    /// Log each message as it comes and as it is broadcast: on or off
-    #[arg(long, env = "WSCAST_LOG_MESSAGES", value_name = "SWITCH", num_args = 0..=1, default_value = "off",
-          default_missing_value = "on", value_parser = units::switch, action = ArgAction::Set, help_heading = LOGS)]
-    pub log_messages: bool,
+    /// What the server does with messages, and how it ends.
+    #[command(flatten)]
+    pub service: Service,
+    /// Where it listens.
+    #[command(flatten)]
+    pub listening: Listening,
+    /// What rooms remember.
+    #[command(flatten)]
+    pub history: History,
+    /// How long peers may take.
+    #[command(flatten)]
+    pub times: Times,
+    /// How much peers may take.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Which hosts and web pages are let in.
+    #[command(flatten)]
+    pub access: Access,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub logs: Logs,
 }
 
-const SERVICE: &str = "Service";
-const HISTORY: &str = "History";
-const TIMES: &str = "Times";
-const LIMITS: &str = "Limits";
-const ACCESS: &str = "Access";
-const LOGS: &str = "Logs";
+/// What the server does with messages, and how it ends.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Service")]
+pub struct Service {
+    /// echo: a message goes back to its sender alone, and later clients see it in the history;
+    /// broadcast: it goes to everybody in the room
+    #[arg(
+        long,
+        env = "WSCAST_MODE",
+        value_enum,
+        hide_possible_values = true,
+        default_value = "echo"
+    )]
+    pub mode: Mode,
+    /// First message to every client, '' for none [default: by mode]
+    #[arg(
+        long,
+        env = "WSCAST_WELCOME",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    pub welcome: Option<String>,
+    /// What stands before each text message, '' for nothing [default: by mode]
+    #[arg(
+        long,
+        env = "WSCAST_PREFIX",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    pub prefix: Option<String>,
+    /// Threads that serve; 1 is a runtime that shares no work [default: one a processor]
+    #[arg(long, env = "WSCAST_THREADS", value_name = "COUNT", value_parser = units::count)]
+    pub threads: Option<usize>,
+    /// Time all clients together have to go when the server is told to stop
+    #[arg(
+        long,
+        env = "WSCAST_DRAIN_TIMEOUT",
+        value_name = "TIME",
+        default_value = "3"
+    )]
+    pub drain_timeout: Time,
+}
+
+/// Where it listens.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Listening")]
+pub struct Listening {
+    /// Name or address to listen on, every address it resolves to
+    #[arg(long, env = "WSCAST_HOST", default_value = "localhost", value_parser = units::host)]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "WSCAST_PORT", default_value = "8765", value_parser = units::port)]
+    pub port: u16,
+}
+
+/// What rooms remember.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "History")]
+pub struct History {
+    /// Messages a room remembers, the oldest go first; 0 keeps none
+    #[arg(long = "history-limit", env = "WSCAST_HISTORY_LIMIT", value_name = "COUNT", default_value = "1000", value_parser = units::count)]
+    pub limit: usize,
+    /// Memory a room's history takes, up to 200 bytes a message besides its text; 0 keeps none
+    #[arg(
+        long = "history-bytes",
+        env = "WSCAST_HISTORY_BYTES",
+        value_name = "SIZE",
+        default_value = "16MiB"
+    )]
+    pub bytes: Size,
+    /// Memory all histories together take
+    #[arg(
+        long = "history-total",
+        env = "WSCAST_HISTORY_TOTAL",
+        value_name = "SIZE",
+        default_value = "256MiB"
+    )]
+    pub total: Size,
+}
+
+/// How long peers may take.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Times")]
+pub struct Times {
+    /// Time between two pings; 0 turns heartbeats off
+    #[arg(
+        long,
+        env = "WSCAST_PING_INTERVAL",
+        value_name = "TIME",
+        default_value = "10"
+    )]
+    pub ping_interval: Time,
+    /// A client that sends nothing for so long after a ping is closed with 1011
+    #[arg(
+        long,
+        env = "WSCAST_PING_TIMEOUT",
+        value_name = "TIME",
+        default_value = "5"
+    )]
+    pub ping_timeout: Time,
+    /// Time a client has for its whole HTTP request
+    #[arg(
+        long,
+        env = "WSCAST_OPEN_TIMEOUT",
+        value_name = "TIME",
+        default_value = "10"
+    )]
+    pub open_timeout: Time,
+    /// A client that takes nothing of what waits for it for so long is closed with 1013
+    #[arg(
+        long,
+        env = "WSCAST_WRITE_TIMEOUT",
+        value_name = "TIME",
+        default_value = "10"
+    )]
+    pub write_timeout: Time,
+    /// Time a client has to answer a close frame
+    #[arg(
+        long,
+        env = "WSCAST_CLOSE_TIMEOUT",
+        value_name = "TIME",
+        default_value = "2"
+    )]
+    pub close_timeout: Time,
+}
+
+/// How much peers may take.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// Largest message a client may send
+    #[arg(
+        long,
+        env = "WSCAST_MAX_MESSAGE_SIZE",
+        value_name = "SIZE",
+        default_value = "1MiB"
+    )]
+    pub max_message_size: Size,
+    /// Connections at a time; more are answered 503
+    #[arg(long, env = "WSCAST_MAX_CONNECTIONS", value_name = "COUNT", default_value = "10000", value_parser = units::count)]
+    pub max_connections: usize,
+    /// Rooms at a time; the one without clients for longest is forgotten first
+    #[arg(long, env = "WSCAST_MAX_ROOMS", value_name = "COUNT", default_value = "1000", value_parser = units::count)]
+    pub max_rooms: usize,
+    /// Live messages that wait for a client; beyond, it is served from the history
+    #[arg(long, env = "WSCAST_MAX_QUEUE", value_name = "COUNT", default_value = "1024", value_parser = units::count)]
+    pub max_queue: usize,
+    /// The same in bytes
+    #[arg(
+        long,
+        env = "WSCAST_MAX_QUEUE_BYTES",
+        value_name = "SIZE",
+        default_value = "4MiB"
+    )]
+    pub max_queue_bytes: Size,
+    /// Bytes of all messages and bodies that have begun and are not complete; the one that grows
+    /// least is cut
+    #[arg(
+        long,
+        env = "WSCAST_MAX_INCOMING",
+        value_name = "SIZE",
+        default_value = "256MiB"
+    )]
+    pub max_incoming: Size,
+}
+
+/// Which hosts and web pages are let in.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Access")]
+pub struct Access {
+    /// Host names to answer to, besides those of this machine and `--host`
+    #[arg(
+        long,
+        env = "WSCAST_ALLOW_HOST",
+        value_name = "HOST",
+        help = "Host names to answer to, besides those of this machine and --host: example.com, \
+                  *.example.com or '*', repeatable [default: on loopback none, elsewhere any]"
+    )]
+    pub allow_host: Vec<HostPattern>,
+    /// Web pages that may come in besides the server's own, in the place of those of this machine
+    #[arg(
+        long,
+        env = "WSCAST_ALLOW_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        help = "Web pages that may come in, besides the server's own: https://example.com, \
+                  https://*.example.com, http://localhost:*, null, file:// or '*', repeatable \
+                  [default: those of this machine, on this machine]"
+    )]
+    pub allow_origin: Vec<OriginPattern>,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct Logs {
+    /// How log lines look: text or json
+    #[arg(
+        long = "log-format",
+        env = "WSCAST_LOG_FORMAT",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub format: LogFormat,
+    /// Log each message as it comes and as it is broadcast: on or off
+    #[arg(long = "log-messages", env = "WSCAST_LOG_MESSAGES", value_name = "SWITCH", num_args = 0..=1, default_value = "off",
+          default_missing_value = "on", value_parser = units::switch, action = ArgAction::Set)]
+    pub messages: bool,
+}
 
 /// What happens to a message that a client sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -156,44 +298,48 @@ impl Config {
         })
     }
 
-    /// Checks what one value alone cannot tell.
+    /// The defaults with these changes.
+    pub fn with(change: impl FnOnce(&mut Self)) -> Self {
+        let mut config = Self::default();
+        change(&mut config);
+        config
+    }
+
+    /// Checks what one value alone cannot tell, group by group.
     ///
     /// # Errors
     /// One sentence that begins with the name of the option and has the remedy.
     pub fn validate(&self) -> Result<(), String> {
-        for (option, time) in [
-            ("--ping-timeout", self.ping_timeout),
-            ("--open-timeout", self.open_timeout),
-            ("--write-timeout", self.write_timeout),
-        ] {
-            if time.is_zero() {
-                return Err(format!(
-                    "{option} must be longer than 0: give it a time such as 5"
-                ));
-            }
+        self.service.validate()?;
+        self.times.validate()?;
+        self.limits.validate()
+    }
+
+    /// The line that says where the server listens, for the port it really has.
+    pub fn listening_line(&self, port: u16) -> String {
+        let server = match self.service.mode {
+            Mode::Echo => "WebSocket",
+            Mode::Broadcast => "Broadcast",
+        };
+        let host = self.host_in_urls();
+        format!("{server} server is listening on ws://{host}:{port}")
+    }
+
+    /// What `--host` says, as a URL has it (RFC 3986, section 3.2.2; RFC 6874, section 2).
+    pub fn host_in_urls(&self) -> String {
+        match self.listening.host.contains(':') {
+            true => format!("[{}]", self.listening.host.replace('%', "%25")),
+            false => self.listening.host.clone(),
         }
-        for (option, count) in [
-            ("--max-message-size", self.max_message_size.bytes()),
-            ("--max-connections", self.max_connections),
-            ("--max-rooms", self.max_rooms),
-            ("--max-queue", self.max_queue),
-        ] {
-            if count == 0 {
-                return Err(format!("{option} must be at least 1"));
-            }
+    }
+}
+
+impl Service {
+    fn validate(&self) -> Result<(), String> {
+        match self.threads {
+            Some(0) => Err("--threads must be at least 1".to_string()),
+            _ => Ok(()),
         }
-        if self.max_message_size.bytes() > MAX_MESSAGE_SIZE {
-            return Err("--max-message-size must be at most 256MiB".to_string());
-        }
-        if self.max_incoming.bytes() < self.max_message_size.bytes() {
-            return Err("--max-incoming must be at least --max-message-size".to_string());
-        }
-        if self.max_connections > MAX_CONNECTIONS {
-            return Err(format!(
-                "--max-connections must be at most {MAX_CONNECTIONS}"
-            ));
-        }
-        Ok(())
     }
 
     /// The first message to every client; empty for none.
@@ -211,31 +357,55 @@ impl Config {
             Mode::Broadcast => "Broadcast: ",
         })
     }
+}
 
-    /// The line that says where the server listens, for the port it really has.
-    pub fn listening_line(&self, port: u16) -> String {
-        let server = match self.mode {
-            Mode::Echo => "WebSocket",
-            Mode::Broadcast => "Broadcast",
-        };
-        let host = self.host_in_urls();
-        format!("{server} server is listening on ws://{host}:{port}")
-    }
-
-    /// What `--host` says, as a URL has it (RFC 3986, section 3.2.2; RFC 6874, section 2).
-    pub fn host_in_urls(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]", self.host.replace('%', "%25")),
-            false => self.host.clone(),
+impl Times {
+    fn validate(&self) -> Result<(), String> {
+        for (option, time) in [
+            ("--ping-timeout", self.ping_timeout),
+            ("--open-timeout", self.open_timeout),
+            ("--write-timeout", self.write_timeout),
+        ] {
+            if time.is_zero() {
+                return Err(format!(
+                    "{option} must be longer than 0: give it a time such as 5"
+                ));
+            }
         }
+        Ok(())
+    }
+}
+
+impl Limits {
+    fn validate(&self) -> Result<(), String> {
+        for (option, count) in [
+            ("--max-message-size", self.max_message_size.bytes()),
+            ("--max-connections", self.max_connections),
+            ("--max-rooms", self.max_rooms),
+            ("--max-queue", self.max_queue),
+        ] {
+            if count == 0 {
+                return Err(format!("{option} must be at least 1"));
+            }
+        }
+        if self.max_message_size.bytes() > MAX_MESSAGE_SIZE {
+            return Err("--max-message-size must be at most 256MiB".to_string());
+        }
+        if self.max_incoming.bytes() < self.max_message_size.bytes() {
+            return Err("--max-incoming must be at least --max-message-size".to_string());
+        }
+        if self.max_connections > Semaphore::MAX_PERMITS {
+            return Err(format!(
+                "--max-connections must be at most {}",
+                Semaphore::MAX_PERMITS
+            ));
+        }
+        Ok(())
     }
 }
 
 /// Space for a message is set aside when its first bytes arrive, so this much must always be there.
 const MAX_MESSAGE_SIZE: usize = 256 << 20;
-
-/// As many as the semaphore that counts them can hold.
-const MAX_CONNECTIONS: usize = usize::MAX >> 3;
 
 impl Default for Config {
     /// The empty command line, whatever the environment says.

@@ -73,11 +73,10 @@ mod tests {
     use crate::message::{Kind, MessageId};
 
     fn plain(welcome: &str, prefix: &str) -> Plain {
-        Plain::new(&Config {
-            welcome: Some(welcome.into()),
-            prefix: Some(prefix.into()),
-            ..Config::default()
-        })
+        Plain::new(&Config::with(|config| {
+            config.service.welcome = Some(welcome.into());
+            config.service.prefix = Some(prefix.into());
+        }))
     }
 
     fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {

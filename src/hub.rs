@@ -100,7 +100,7 @@ impl Hub {
             return Err(JoinError::Sealed);
         }
         if !rooms.by_name.contains_key(name) {
-            if rooms.by_name.len() >= self.config.max_rooms {
+            if rooms.by_name.len() >= self.config.limits.max_rooms {
                 _forgotten = rooms.forget_longest_empty().ok_or(JoinError::Full)?;
             }
             let room = Room::new(&self.config, self.store.begin(), self.total.clone());
@@ -163,7 +163,7 @@ impl Hub {
     /// Bytes by which all histories together pass `--history-total`.
     fn excess(&self) -> usize {
         let total = self.total.load(Ordering::Relaxed);
-        total.saturating_sub(self.config.history_total.bytes())
+        total.saturating_sub(self.config.history.total.bytes())
     }
 
     /// Brings all histories together under `--history-total` again.
@@ -224,9 +224,9 @@ impl Membership {
             return hub.plain.greeting();
         }
         let welcome = Event::Welcome {
-            text: hub.config.welcome(),
+            text: hub.config.service.welcome(),
             room: name,
-            mode: hub.config.mode.name(),
+            mode: hub.config.service.mode.name(),
             last_id: self.start.last.map(|id| id.to_string()),
             resumed: self.start.resumed,
             missed: self.start.missed,
@@ -306,10 +306,9 @@ mod tests {
     use crate::message::Kind;
 
     fn hub(change: impl FnOnce(&mut Config)) -> Arc<Hub> {
-        let mut config = Config {
-            mode: Mode::Broadcast,
-            ..Config::default()
-        };
+        let mut config = Config::with(|config| {
+            config.service.mode = Mode::Broadcast;
+        });
         change(&mut config);
         Arc::new(Hub::new(Arc::new(config), Store::memory()))
     }
@@ -340,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_room_that_was_entered_again_departs_again() {
-        let hub = hub(|config| config.max_rooms = 2);
+        let hub = hub(|config| config.limits.max_rooms = 2);
         for name in ["/a", "/b", "/a"] {
             publish(&hub.enter(name).unwrap(), "kept");
         }
@@ -357,7 +356,7 @@ mod tests {
     #[test]
     fn all_histories_together_stay_within_their_total() {
         let total = 100_000;
-        let hub = hub(|config| config.history_total = Size::from(total));
+        let hub = hub(|config| config.history.total = Size::from(total));
         publish(&hub.enter("/empty").unwrap(), "forgotten first");
         let rooms: Vec<_> = (0..10)
             .map(|number| hub.enter(&format!("/{number}")).unwrap())

@@ -30,11 +30,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    log.subscribe(invocation.config.log_format);
+    log.subscribe(invocation.config.logs.format);
     for warning in &invocation.warnings {
         warn!("{warning}");
     }
-    let serve = |signals| runtime()?.block_on(run(&invocation.config, signals, &log));
+    let serve = |signals| {
+        runtime(invocation.config.service.threads)?.block_on(run(&invocation.config, signals, &log))
+    };
     match signals.context("cannot handle signals").and_then(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -45,13 +47,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// A thread for each processor. With one alone there is nobody to share work with, and a runtime
-/// that does not try to is the faster one.
-fn runtime() -> anyhow::Result<Runtime> {
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let mut builder = match processors {
+/// So many threads, or one for each processor. With one alone there is no thread to share work with,
+/// and a runtime that does not try to is the faster one.
+fn runtime(threads: Option<usize>) -> anyhow::Result<Runtime> {
+    let processors = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut builder = match threads.unwrap_or_else(processors) {
         1 => runtime::Builder::new_current_thread(),
-        _ => runtime::Builder::new_multi_thread(),
+        threads => {
+            let mut builder = runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
     };
     builder.enable_all().build().context("cannot start")
 }

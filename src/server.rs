@@ -63,15 +63,15 @@ impl Server {
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         config.validate().map_err(|message| anyhow!(message))?;
         let config = Arc::new(config);
-        let listeners = listen(&config.host, config.port).await?;
+        let listeners = listen(&config.listening.host, config.listening.port).await?;
         let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
         let only_local = addresses.all(|it| it.ip().to_canonical().is_loopback());
         let hub = Arc::new(Hub::new(config.clone(), Store::memory()));
         let draining = CancellationToken::new();
         let admission = Admission::new(&config, only_local);
         let incoming = Arc::new(Incoming::new(
-            config.max_incoming.bytes(),
-            config.write_timeout.get(),
+            config.limits.max_incoming.bytes(),
+            config.times.write_timeout.get(),
         ));
         let routes = Routes::new(
             config.clone(),
@@ -82,12 +82,12 @@ impl Server {
         );
         Ok(Self {
             listeners,
-            places: Arc::new(Semaphore::new(config.max_connections)),
+            places: Arc::new(Semaphore::new(config.limits.max_connections)),
             without_place: VecDeque::new(),
             http: Http::new(
                 Arc::new(routes),
-                config.open_timeout.get(),
-                config.close_timeout.get(),
+                config.times.open_timeout.get(),
+                config.times.close_timeout.get(),
                 draining.clone(),
             ),
             hub,
@@ -109,7 +109,7 @@ impl Server {
     pub fn monitor(&self) -> Monitor {
         Monitor {
             places: self.places.clone(),
-            max_connections: self.config.max_connections,
+            max_connections: self.config.limits.max_connections,
             hub: self.hub.clone(),
             incoming: self.incoming.clone(),
         }
@@ -196,7 +196,7 @@ impl Server {
                 note_panic(ended);
             }
         };
-        if timeout(self.config.drain_timeout.get(), all_gone)
+        if timeout(self.config.service.drain_timeout.get(), all_gone)
             .await
             .is_err()
         {

@@ -18,11 +18,10 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Allocations of one message to so many clients that keep up.
 fn allocations_of_a_message(clients: usize) -> usize {
-    let config = Config {
-        mode: Mode::Broadcast,
-        history_limit: 0,
-        ..Config::default()
-    };
+    let config = Config::with(|config| {
+        config.service.mode = Mode::Broadcast;
+        config.history.limit = 0;
+    });
     let plain = Plain::new(&config);
     let room = Arc::new(Room::new(&config, 1, Arc::default()));
     let mut subscriptions: Vec<Subscription> = (0..clients)

@@ -63,7 +63,7 @@ impl<S: Transport> EventStream<S> {
         if matches!(why, Disconnect::ShuttingDown) {
             self.outbox = smallvec![COME_BACK.into()];
             if self.write().await.is_ok() {
-                let limit = self.config.close_timeout.get();
+                let limit = self.config.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
             }
         }
@@ -79,7 +79,7 @@ impl<S: Transport> EventStream<S> {
         }
         self.write().await?;
 
-        let pause = self.config.ping_interval;
+        let pause = self.config.times.ping_interval;
         let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
         let mut beats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
         let (mut unheard, mut listens) = ([0; 64], true);
@@ -106,7 +106,7 @@ impl<S: Transport> EventStream<S> {
 
     /// Writes the outbox.
     async fn write(&mut self) -> Result<(), Disconnect> {
-        let patience = self.config.write_timeout.get();
+        let patience = self.config.times.write_timeout.get();
         write(&mut self.stream, &mut self.outbox, patience).await?;
         self.outbox.clear();
         Ok(())

@@ -129,7 +129,7 @@ impl<S: Transport> Session<S> {
 
     /// Greets the client and publishes what it sent ahead.
     async fn begin(&mut self) -> Result<(), Disconnect> {
-        if self.config.mode == Mode::Echo {
+        if self.config.service.mode == Mode::Echo {
             self.replay().await?;
         }
         self.write().await?;
@@ -223,7 +223,7 @@ impl<S: Transport> Session<S> {
     fn publish(&mut self, frames: Frames) -> usize {
         let span = &self.farewell.span;
         self.farewell.received += frames.payloads().len() as u64;
-        if self.config.log_messages {
+        if self.config.logs.messages {
             message_log::received(span, &frames);
         }
         // A sealed room takes nothing; what it holds is still to be written before the end.
@@ -232,14 +232,14 @@ impl<S: Transport> Session<S> {
         };
         // Each queue that it waits in holds one.
         let audience = Arc::strong_count(&batch);
-        match self.config.mode {
+        match self.config.service.mode {
             Mode::Echo => {
                 self.farewell.sent += batch.len() as u64;
                 self.answered = Some(batch.last_id());
                 let (format, first) = (self.subscription.format(), batch.seqs().start);
                 self.outbox.push(format::render(batch, format, first));
             }
-            Mode::Broadcast if self.config.log_messages => {
+            Mode::Broadcast if self.config.logs.messages => {
                 message_log::broadcasting(span, batch.frames());
             }
             Mode::Broadcast => {}
@@ -333,11 +333,14 @@ impl<S: Transport> Session<S> {
 impl HeartbeatTimer {
     /// A heart that beats as `config` says, if it does.
     fn new(config: &Config) -> Option<Self> {
-        let (interval, timeout) = (config.ping_interval.get(), config.ping_timeout.get());
+        let (interval, timeout) = (
+            config.times.ping_interval.get(),
+            config.times.ping_timeout.get(),
+        );
         if interval.is_zero() {
             return None;
         }
-        let grace = config.write_timeout.get();
+        let grace = config.times.write_timeout.get();
         let heartbeat = Heartbeat::new(interval, timeout, grace, Instant::now());
         let alarm = Box::pin(sleep_until(heartbeat.due()));
         Some(Self { heartbeat, alarm })
@@ -402,12 +405,11 @@ mod tests {
 
     /// A broadcast hub without texts.
     fn hub(change: impl FnOnce(&mut Config)) -> (Arc<Hub>, Arc<Config>) {
-        let mut config = Config {
-            mode: Mode::Broadcast,
-            welcome: Some(String::new()),
-            prefix: Some(String::new()),
-            ..Config::default()
-        };
+        let mut config = Config::with(|config| {
+            config.service.mode = Mode::Broadcast;
+            config.service.welcome = Some(String::new());
+            config.service.prefix = Some(String::new());
+        });
         change(&mut config);
         let config = Arc::new(config);
         (Arc::new(Hub::new(config.clone(), Store::memory())), config)
@@ -490,7 +492,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_never_pauses_leaves_others_their_turn() {
         // In broadcast mode its own messages would wake it.
-        let (hub, config) = hub(|config| config.mode = Mode::Echo);
+        let (hub, config) = hub(|config| config.service.mode = Mode::Echo);
         let membership = hub.join("/", Follow::default()).unwrap();
         let mut endless = Stub::new(b"\x81\x82\0\0\0\0hi");
         endless.repeats = true;
@@ -549,7 +551,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_an_interval_nobody_is_pinged() {
-        let mut peer = Peer::with(|config| config.ping_interval = Time::from(Duration::ZERO)).await;
+        let mut peer =
+            Peer::with(|config| config.times.ping_interval = Time::from(Duration::ZERO)).await;
         tokio::time::sleep(secs(1000)).await;
         peer.stream.write_all(&text("still here")).await.unwrap();
         assert_eq!(peer.frame().await, (0x81, b"still here".to_vec()));
@@ -616,7 +619,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_go_on_is_given_up_at_the_write_timeout() {
-        let pings_off = |config: &mut Config| config.ping_interval = Time::from(Duration::ZERO);
+        let pings_off =
+            |config: &mut Config| config.times.ping_interval = Time::from(Duration::ZERO);
         let mut peer = Peer::with(pings_off).await;
         let fragment = |first| [first, 0x81, 0, 0, 0, 0, b'x'];
         peer.stream.write_all(&fragment(0x01)).await.unwrap();
@@ -633,7 +637,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pings_and_pongs_do_not_keep_a_message_that_does_not_go_on() {
-        let interval = |config: &mut Config| config.ping_interval = Time::from(secs(4));
+        let interval = |config: &mut Config| config.times.ping_interval = Time::from(secs(4));
         let mut peer = Peer::with(interval).await;
         peer.stream
             .write_all(&[0x01, 0x81, 0, 0, 0, 0, b'x'])
@@ -727,9 +731,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_was_forgotten_by_the_room_is_told_1013() {
         let (hub, config) = hub(|config| {
-            config.history_limit = 2;
-            config.max_queue = 1;
-            config.max_queue_bytes = 100.into();
+            config.history.limit = 2;
+            config.limits.max_queue = 1;
+            config.limits.max_queue_bytes = 100.into();
         });
         let mut peer = Peer::join(&hub, &config, 64).await;
         publish(&hub, 1, 1000);
@@ -744,7 +748,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_is_behind_is_heard() {
-        let (hub, config) = hub(|config| config.max_queue_bytes = 1000.into());
+        let (hub, config) = hub(|config| config.limits.max_queue_bytes = 1000.into());
         let mut witness = Peer::join(&hub, &config, 1 << 20).await;
         publish(&hub, 10, 1000);
         for _ in 0..10 {
@@ -762,7 +766,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_has_caught_up_gets_what_comes_then() {
-        let (hub, config) = hub(|config| config.max_queue = 1);
+        let (hub, config) = hub(|config| config.limits.max_queue = 1);
         let mut peer = Peer::join(&hub, &config, 64).await;
         publish(&hub, 1, 1000);
         // Its session is in the middle of writing now, and more comes than may wait for it.
@@ -780,7 +784,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_echo_client_gets_all_of_the_history_before_its_answers() {
-        let (hub, config) = hub(|config| config.mode = Mode::Echo);
+        let (hub, config) = hub(|config| config.service.mode = Mode::Echo);
         let _room = hub.join("/", Follow::default()).unwrap();
         publish(&hub, 20, 100);
         let mut peer = Peer::join(&hub, &config, 64).await;

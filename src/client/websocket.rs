@@ -86,7 +86,7 @@ impl<S: Transport> WebSocket<S> {
     pub fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
         Self {
             stream,
-            decoder: Decoder::new(config.max_message_size.bytes()),
+            decoder: Decoder::new(config.limits.max_message_size.bytes()),
             read_size: READ_OF_SMALL_MESSAGES,
             turn: 0,
             heard: false,
@@ -194,7 +194,7 @@ impl<S: Transport> WebSocket<S> {
         }
         let now = Instant::now();
         let progress = self.unfinished.get_or_insert_with(|| {
-            let due = now + self.config.write_timeout.get();
+            let due = now + self.config.times.write_timeout.get();
             Box::new(Progress::new(now, due))
         });
         if progress.held != held || anew {
@@ -217,7 +217,7 @@ impl<S: Transport> WebSocket<S> {
         }
         // It may be the one that is cut.
         ready!(self.poll_room(cx))?;
-        let patience = self.config.write_timeout.get();
+        let patience = self.config.times.write_timeout.get();
         let Some(progress) = &mut self.unfinished else {
             return Poll::Pending;
         };
@@ -340,7 +340,11 @@ impl<S: Transport> WebSocket<S> {
         self.torn = true;
         self.written += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
         let started = self.unfinished.as_ref().map(|_| Instant::now());
-        let write = write(&mut self.stream, frames, self.config.write_timeout.get());
+        let write = write(
+            &mut self.stream,
+            frames,
+            self.config.times.write_timeout.get(),
+        );
         let waited = match &self.unfinished {
             None => write.await?,
             Some(progress) => {
@@ -388,7 +392,7 @@ impl<S: Transport> WebSocket<S> {
         }
         self.decoder.close(why.close_frame());
         if self.write(&mut Outbox::new()).await.is_ok() {
-            let limit = self.config.close_timeout.get();
+            let limit = self.config.times.close_timeout.get();
             let limit = match why {
                 Disconnect::ShuttingDown | Disconnect::Behind => {
                     limit.max(time_to_read(unread.min(UNREAD_MAX)))

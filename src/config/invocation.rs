@@ -249,14 +249,18 @@ mod tests {
         ];
         let config = read("--port 81", &variables).unwrap().config;
         assert_eq!(
-            (config.port, config.host.as_str(), config.log_messages),
+            (
+                config.listening.port,
+                config.listening.host.as_str(),
+                config.logs.messages
+            ),
             (81, "::1", true)
         );
         // Even where that is wrong.
         let config = read("--port 81", &[("WSCAST_PORT", "soon")])
             .unwrap()
             .config;
-        assert_eq!(config.port, 81);
+        assert_eq!(config.listening.port, 81);
     }
 
     #[test]
@@ -278,7 +282,10 @@ mod tests {
             }
             let texts = [("WSCAST_WELCOME", value), ("WSCAST_PREFIX", value)];
             let config = read("", &texts).unwrap().config;
-            assert_eq!((config.welcome(), config.prefix()), ("", ""));
+            assert_eq!(
+                (config.service.welcome(), config.service.prefix()),
+                ("", "")
+            );
         }
     }
 
@@ -291,7 +298,11 @@ mod tests {
         ];
         let config = read("", &variables).unwrap().config;
         assert_eq!(
-            (config.port, config.welcome(), config.prefix()),
+            (
+                config.listening.port,
+                config.service.welcome(),
+                config.service.prefix()
+            ),
             (80, "hi\n", "- ")
         );
     }
@@ -303,9 +314,9 @@ mod tests {
             " https://a.example  null, https://b.example,*\n",
         )];
         let config = read("", &variables).unwrap().config;
-        assert_eq!(config.allow_origin.len(), 4);
+        assert_eq!(config.access.allow_origin.len(), 4);
         let config = read("--allow-origin null", &variables).unwrap().config;
-        assert_eq!(config.allow_origin.len(), 1);
+        assert_eq!(config.access.allow_origin.len(), 1);
     }
 
     #[test]
@@ -316,7 +327,7 @@ mod tests {
         assert!(injected.warnings[0].contains("WSCAST_PORT is passed over"));
         // But not what was meant as a value.
         let text = read("", &[("WSCAST_WELCOME", "tcp://here")]).unwrap();
-        assert_eq!(text.config.welcome(), "tcp://here");
+        assert_eq!(text.config.service.welcome(), "tcp://here");
         assert!(read("", &[("WSCAST_HOST", "tcp://10.0.0.1:8765")]).is_err());
     }
 
@@ -395,7 +406,10 @@ mod tests {
     fn texts_may_begin_like_options() {
         let words = ["wscast", "--prefix", "- ", "--welcome", "-x"];
         let config = Invocation::read(words, []).unwrap().config;
-        assert_eq!((config.prefix(), config.welcome()), ("- ", "-x"));
+        assert_eq!(
+            (config.service.prefix(), config.service.welcome()),
+            ("- ", "-x")
+        );
     }
 
     #[test]
@@ -407,7 +421,7 @@ mod tests {
             ("--log-messages=off", false),
             ("--log-messages --port 1", true),
         ] {
-            assert_eq!(read(line, &[]).unwrap().config.log_messages, on, "{line}");
+            assert_eq!(read(line, &[]).unwrap().config.logs.messages, on, "{line}");
         }
     }
 

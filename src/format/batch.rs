@@ -312,10 +312,9 @@ mod tests {
 
     #[test]
     fn a_draft_is_cut_into_batches() {
-        let plain = Plain::new(&Config {
-            prefix: Some(String::new()),
-            ..Config::default()
-        });
+        let plain = Plain::new(&Config::with(|config| {
+            config.service.prefix = Some(String::new());
+        }));
         let mut draft = BatchBuilder::default();
         for number in 0..=MAX_BATCH {
             plain.encode(Kind::Text, number.to_string().as_bytes(), &mut draft);

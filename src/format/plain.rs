@@ -18,12 +18,17 @@ impl Plain {
     /// The format with the texts of `config`.
     pub fn new(config: &Config) -> Self {
         let mut greeting = Vec::new();
-        if !config.welcome().is_empty() {
-            frame::encode(Kind::Text, "", config.welcome().as_bytes(), &mut greeting);
+        if !config.service.welcome().is_empty() {
+            frame::encode(
+                Kind::Text,
+                "",
+                config.service.welcome().as_bytes(),
+                &mut greeting,
+            );
         }
         Self {
             greeting: Some(greeting.into()).filter(|frame: &Bytes| !frame.is_empty()),
-            prefix: config.prefix().to_owned(),
+            prefix: config.service.prefix().to_owned(),
         }
     }
 
@@ -62,11 +67,10 @@ mod tests {
     use crate::message::MessageId;
 
     fn plain(welcome: &str, prefix: &str) -> Plain {
-        Plain::new(&Config {
-            welcome: Some(welcome.into()),
-            prefix: Some(prefix.into()),
-            ..Config::default()
-        })
+        Plain::new(&Config::with(|config| {
+            config.service.welcome = Some(welcome.into());
+            config.service.prefix = Some(prefix.into());
+        }))
     }
 
     fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {

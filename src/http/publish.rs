@@ -53,7 +53,7 @@ impl Routes {
         let body = self.read(body).await?;
         answering(wait.unwrap_or_default());
         let (kind, payload) = content.message(&body)?;
-        if payload.len() > self.config.max_message_size.bytes() {
+        if payload.len() > self.config.limits.max_message_size.bytes() {
             return Err(self.too_big());
         }
 
@@ -61,11 +61,11 @@ impl Routes {
         let mut draft = BatchBuilder::default();
         presence.plain().encode(kind, &payload, &mut draft);
         let frames = draft.take().expect("it was encoded just now");
-        if self.config.log_messages {
+        if self.config.logs.messages {
             message_log::received(&Span::current(), &frames);
         }
         let batch = presence.publish(frames).map_err(|_| JoinError::Sealed)?;
-        if self.config.log_messages {
+        if self.config.logs.messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }
         let id = batch.last_id();
@@ -90,7 +90,7 @@ impl Routes {
     /// Reads a body that is a message, in a buffer of its own: a slice of hyper's would keep all of
     /// that.
     async fn read(&self, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
-        let limit = self.config.max_message_size.bytes();
+        let limit = self.config.limits.max_message_size.bytes();
         // Before the client is told to go on, if it waits for that.
         if body.size_hint().lower() > limit as u64 {
             return Err(self.too_big());
@@ -129,7 +129,7 @@ impl Routes {
     }
 
     fn too_big(&self) -> Refusal {
-        let limit = self.config.max_message_size.bytes();
+        let limit = self.config.limits.max_message_size.bytes();
         let reason = format!("a message has at most {limit} bytes: see --max-message-size");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
     }

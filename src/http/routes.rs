@@ -150,7 +150,7 @@ impl Routes {
                     options(response, self.allowed()).body(whole("")),
                 ));
             }
-            (&Method::POST, _) if self.config.mode == Mode::Broadcast => {
+            (&Method::POST, _) if self.config.service.mode == Mode::Broadcast => {
                 let published = self.publish(request, &room, answering).await?;
                 let response = response.status(StatusCode::CREATED);
                 return Ok(Answer::Response(respond_json(
@@ -170,14 +170,14 @@ impl Routes {
 
     /// The methods of a room.
     fn allowed(&self) -> &'static str {
-        match self.config.mode {
+        match self.config.service.mode {
             Mode::Echo => "GET, HEAD, OPTIONS",
             Mode::Broadcast => "GET, HEAD, POST, OPTIONS",
         }
     }
 
     fn not_allowed(&self, method: &Method) -> Refusal {
-        let reason = match (self.config.mode, method) {
+        let reason = match (self.config.service.mode, method) {
             (Mode::Echo, &Method::POST) => {
                 "nobody follows a room of an echo server: start it with --mode broadcast"
             }

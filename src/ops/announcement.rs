@@ -33,14 +33,14 @@ fn lines_with(
             .map(|ip| format!("http://{}/", SocketAddr::new(ip, port)))
             .collect();
         // Where hosts are listed, an address may not be one of them.
-        if !urls.is_empty() && config.allow_host.is_empty() {
+        if !urls.is_empty() && config.access.allow_host.is_empty() {
             lines.push(format!("from other machines: {}", urls.join(" ")));
         }
     } else {
         let host = config.host_in_urls();
         lines.push(format!("open http://{host}:{port}/ in a browser"));
         if bound.iter().all(|it| it.ip().to_canonical().is_loopback()) {
-            let behind_a_proxy = match config.allow_host.is_empty() {
+            let behind_a_proxy = match config.access.allow_host.is_empty() {
                 true => ", behind a proxy add --allow-host NAME",
                 false => "",
             };
@@ -50,7 +50,7 @@ fn lines_with(
         }
     }
     lines.push(
-        match config.history_limit.min(config.history_bytes.bytes()) {
+        match config.history.limit.min(config.history.bytes.bytes()) {
             0 => "nothing is remembered: there is no history".to_string(),
             _ => "the history is kept in memory: a restart loses it".to_string(),
         },
@@ -78,10 +78,9 @@ mod tests {
     const REMEMBERED: &str = "the history is kept in memory: a restart loses it";
 
     fn lines_for(host: &str, bound: &[&str], own: &[&str]) -> Vec<String> {
-        let config = Config {
-            host: host.into(),
-            ..Config::default()
-        };
+        let config = Config::with(|config| {
+            config.listening.host = host.into();
+        });
         let bound: Vec<SocketAddr> = bound.iter().map(|it| it.parse().unwrap()).collect();
         lines_with(&config, &bound, || {
             own.iter().map(|it| it.parse().unwrap()).collect()
@@ -139,10 +138,9 @@ mod tests {
 
     #[test]
     fn without_a_history_there_is_none_to_lose() {
-        let config = Config {
-            history_limit: 0,
-            ..Config::default()
-        };
+        let config = Config::with(|config| {
+            config.history.limit = 0;
+        });
         let lines = lines(&config, &["127.0.0.1:80".parse().unwrap()]);
         assert!(lines[2].contains("nothing is remembered"), "{lines:?}");
     }

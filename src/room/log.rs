@@ -120,16 +120,16 @@ impl Room {
     /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
     pub fn new(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Self {
         let bound = Bound {
-            messages: config.max_queue,
-            bytes: config.max_queue_bytes.bytes(),
+            messages: config.limits.max_queue,
+            bytes: config.limits.max_queue_bytes.bytes(),
         };
         let history = History::new(
-            config.history_limit,
-            config.history_bytes.bytes(),
+            config.history.limit,
+            config.history.bytes.bytes(),
             bound.bytes,
         );
         Self {
-            mode: config.mode,
+            mode: config.service.mode,
             bound,
             log: Mutex::new(Log {
                 epoch,
@@ -317,13 +317,12 @@ mod tests {
     const NO_PREFIX: Option<String> = Some(String::new());
 
     fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
-        Config {
-            mode,
-            history_limit,
-            max_queue,
-            prefix: NO_PREFIX,
-            ..Config::default()
-        }
+        Config::with(|config| {
+            config.service.mode = mode;
+            config.history.limit = history_limit;
+            config.limits.max_queue = max_queue;
+            config.service.prefix = NO_PREFIX;
+        })
     }
 
     /// A room whose messages say their own numbers: 1, 2, 3 …
@@ -435,10 +434,8 @@ mod tests {
 
     #[test]
     fn the_bytes_that_wait_are_bounded_too_but_one_batch_always_may() {
-        let config = Config {
-            max_queue_bytes: Size::from(7),
-            ..config(Mode::Broadcast, 0, 100)
-        };
+        let mut config = config(Mode::Broadcast, 0, 100);
+        config.limits.max_queue_bytes = Size::from(7);
         let mut room = Numbers::new(&config);
         let mut one = room.room.subscribe(Follow::default()).0;
         // Three bytes a frame.
@@ -728,10 +725,8 @@ mod tests {
             max_queue in 1_usize..6,
             max_queue_bytes in 1_usize..400,
         ) {
-            let config = Config {
-                max_queue_bytes: Size::from(max_queue_bytes),
-                ..config(Mode::Broadcast, history_limit, max_queue)
-            };
+            let mut config = config(Mode::Broadcast, history_limit, max_queue);
+        config.limits.max_queue_bytes = Size::from(max_queue_bytes);
             let mut room = Numbers::new(&config);
             // Each with the number it has to get next.
             let mut clients: Vec<(Subscription, u64)> = Vec::new();

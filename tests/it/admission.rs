@@ -5,7 +5,7 @@ use crate::process::*;
 
 /// A server on loopback as it is without options.
 async fn plain() -> TestServer {
-    TestServer::quiet(|config| config.allow_host.clear()).await
+    TestServer::quiet(|config| config.access.allow_host.clear()).await
 }
 
 #[tokio::test]
@@ -60,7 +60,7 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
 #[tokio::test]
 async fn behind_a_proxy_the_server_has_the_name_it_is_given_and_no_page_of_this_machine() {
     let server = TestServer::quiet(|config| {
-        config.allow_host = ["chat.example.com", "*.example.org"]
+        config.access.allow_host = ["chat.example.com", "*.example.org"]
             .map(|it| it.parse().unwrap())
             .into();
     })

@@ -362,12 +362,29 @@ async fn a_server_without_descriptors_rests_and_goes_on() {
 }
 
 #[tokio::test]
+async fn as_many_threads_serve_as_are_asked_for() {
+    let threads = async |threads: usize| {
+        let process = Process::start(&format!("--threads {threads}")).await;
+        Client::connect(process.address, "/")
+            .await
+            .unwrap()
+            .0
+            .close()
+            .await;
+        std::fs::read_dir(format!("/proc/{}/task", process.id()))
+            .unwrap()
+            .count()
+    };
+    // The main thread serves where it is the only one.
+    let alone = threads(1).await;
+    assert_eq!((threads(2).await, threads(5).await), (alone + 2, alone + 5));
+}
+
+#[tokio::test]
 async fn a_flooding_client_does_not_starve_a_quiet_one() {
     const ROUND_TRIPS: usize = 500;
-    let mut command = wscast("--host 127.0.0.1 --port 0 --welcome= --prefix=");
     // On one thread they have to share it.
-    command.env("TOKIO_WORKER_THREADS", "1");
-    let process = Process::spawn(command).await;
+    let process = Process::start("--welcome= --prefix= --threads 1").await;
     let (mut quiet, _) = Client::connect(process.address, "/quiet").await.unwrap();
     let mut flood = RawClient::connect(process.address).await;
     flood.upgrade("/flood").await;

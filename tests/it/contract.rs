@@ -94,7 +94,8 @@ async fn messages_of_every_shape_arrive_as_they_were_sent() {
 
 #[tokio::test]
 async fn a_message_of_exactly_the_largest_size_is_taken() {
-    let server = TestServer::quiet(|config| config.max_message_size = Size::from(1000)).await;
+    let server =
+        TestServer::quiet(|config| config.limits.max_message_size = Size::from(1000)).await;
     let mut client = server.client().await;
     client.send_binary(&[7; 1000]).await;
     client.expect_binary(&[7; 1000]).await;
@@ -142,8 +143,8 @@ async fn bytes_right_behind_the_handshake_are_not_lost() {
 #[tokio::test]
 async fn the_texts_can_be_replaced_or_left_out() {
     let server = TestServer::with(|config| {
-        config.welcome = Some("Moin".into());
-        config.prefix = Some("> ".into());
+        config.service.welcome = Some("Moin".into());
+        config.service.prefix = Some("> ".into());
     })
     .await;
     let mut client = server.client().await;
@@ -152,9 +153,9 @@ async fn the_texts_can_be_replaced_or_left_out() {
     client.expect("> hi").await;
 
     let pure = TestServer::with(|config| {
-        config.welcome = Some(String::new());
-        config.prefix = Some(String::new());
-        config.history_limit = 0;
+        config.service.welcome = Some(String::new());
+        config.service.prefix = Some(String::new());
+        config.history.limit = 0;
     })
     .await;
     for _ in 0..2 {
@@ -194,7 +195,7 @@ async fn what_came_just_before_a_close_or_a_violation_counts() {
 
 #[tokio::test]
 async fn an_echo_is_answered_before_the_close_is() {
-    let server = TestServer::with(|config| config.welcome = Some(String::new())).await;
+    let server = TestServer::with(|config| config.service.welcome = Some(String::new())).await;
     let mut client = server.raw_websocket().await;
     let close = frame(FIN | CLOSE, &[0x03, 0xe8]);
     client
@@ -209,7 +210,7 @@ async fn an_echo_is_answered_before_the_close_is() {
 
 #[tokio::test]
 async fn a_ping_carries_the_id_of_the_last_message_written() {
-    let server = TestServer::quiet(|config| config.ping_interval = millis(20)).await;
+    let server = TestServer::quiet(|config| config.times.ping_interval = millis(20)).await;
     let mut client = server.raw_websocket().await;
     assert_eq!(client.read_frame().await, (FIN | PING, Vec::new()));
     let mut last = None;
@@ -228,8 +229,8 @@ async fn a_ping_carries_the_id_of_the_last_message_written() {
 #[tokio::test]
 async fn in_echo_mode_a_ping_carries_the_id_of_the_last_answer() {
     let server = TestServer::with(|config| {
-        config.welcome = Some(String::new());
-        config.ping_interval = millis(20);
+        config.service.welcome = Some(String::new());
+        config.times.ping_interval = millis(20);
     })
     .await;
     let mut client = server.raw_websocket().await;

@@ -11,7 +11,7 @@ use crate::harness::*;
 #[tokio::test]
 async fn every_client_gets_the_rest_of_its_room_then_1001() {
     const MESSAGES: usize = 500;
-    let mut server = TestServer::quiet(|config| config.max_queue = 4).await;
+    let mut server = TestServer::quiet(|config| config.limits.max_queue = 4).await;
     let mut clients = Vec::new();
     for _ in 0..5 {
         clients.push(server.client().await);
@@ -112,11 +112,11 @@ async fn half_done_handshakes_are_answered_503() {
 #[tokio::test]
 async fn nobody_can_hold_up_the_exit() {
     let mut server = TestServer::quiet(|config| {
-        config.drain_timeout = millis(500);
+        config.service.drain_timeout = millis(500);
         // None of these may be what ends the drain.
-        config.close_timeout = millis(600_000);
-        config.write_timeout = millis(600_000);
-        config.open_timeout = millis(600_000);
+        config.times.close_timeout = millis(600_000);
+        config.times.write_timeout = millis(600_000);
+        config.times.open_timeout = millis(600_000);
     })
     .await;
     let address = server.address;
@@ -159,8 +159,8 @@ async fn nobody_can_hold_up_the_exit() {
 #[tokio::test]
 async fn a_client_whose_pongs_were_stuck_is_told_1001_behind_them() {
     let mut server = TestServer::quiet(|config| {
-        config.drain_timeout = millis(20_000);
-        config.ping_interval = millis(0);
+        config.service.drain_timeout = millis(20_000);
+        config.times.ping_interval = millis(0);
     })
     .await;
     let mut client = RawClient::with_small_window(server.address).await;

@@ -39,14 +39,14 @@ impl TestServer {
     }
 
     pub(crate) async fn broadcast() -> Self {
-        Self::with(|config| config.mode = Mode::Broadcast).await
+        Self::with(|config| config.service.mode = Mode::Broadcast).await
     }
 
     /// A broadcast server without greeting, with these changes to its defaults.
     pub(crate) async fn quiet(change: impl FnOnce(&mut Config)) -> Self {
         Self::with(|config| {
-            config.mode = Mode::Broadcast;
-            config.welcome = Some(String::new());
+            config.service.mode = Mode::Broadcast;
+            config.service.welcome = Some(String::new());
             change(config);
         })
         .await
@@ -54,13 +54,11 @@ impl TestServer {
 
     /// An echo server with these changes to its defaults.
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config {
-            host: "127.0.0.1".into(),
-            port: 0,
-            // As the tests call it that write their requests by hand.
-            allow_host: ["test", "x"].map(|it| it.parse().unwrap()).into(),
-            ..Config::default()
-        };
+        let mut config = Config::with(|config| {
+            config.listening.host = "127.0.0.1".into();
+            config.listening.port = 0;
+            config.access.allow_host = ["test", "x"].map(|it| it.parse().unwrap()).into();
+        });
         change(&mut config);
         let server = Server::bind(config).await.unwrap();
         let address = server.local_addrs().unwrap()[0];

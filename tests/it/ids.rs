@@ -106,7 +106,7 @@ async fn the_format_is_negotiated_as_the_rfc_says() {
 
 #[tokio::test]
 async fn since_gives_what_came_after_or_says_that_it_cannot() {
-    let server = TestServer::quiet(|config| config.history_limit = 3).await;
+    let server = TestServer::quiet(|config| config.history.limit = 3).await;
     let mut client = Client::json(server.address, "/").await;
     client.event().await;
     let mut ids = Vec::new();
@@ -192,7 +192,7 @@ async fn a_server_that_was_restarted_never_says_that_nothing_is_missing() {
 
 #[tokio::test]
 async fn ids_do_not_repeat_in_a_room_that_was_forgotten() {
-    let server = TestServer::quiet(|config| config.history_limit = 0).await;
+    let server = TestServer::quiet(|config| config.history.limit = 0).await;
     let mut last = (0, 0);
     for _ in 0..20 {
         let mut client = Client::json(server.address, "/").await;
@@ -209,9 +209,9 @@ async fn ids_do_not_repeat_in_a_room_that_was_forgotten() {
 #[tokio::test]
 async fn a_json_client_that_fell_behind_is_told_how_many_it_missed() {
     let server = TestServer::quiet(|config| {
-        config.history_limit = 10;
-        config.max_queue = 1;
-        config.max_queue_bytes = Size::from(1000);
+        config.history.limit = 10;
+        config.limits.max_queue = 1;
+        config.limits.max_queue_bytes = Size::from(1000);
     })
     .await;
     let mut slow = RawClient::with_small_window(server.address).await;
@@ -289,12 +289,12 @@ impl Flood {
 /// A server that remembers all that a flood brings.
 async fn elephant() -> TestServer {
     TestServer::with(|config| {
-        config.mode = Mode::Broadcast;
-        config.welcome = Some(String::new());
-        config.prefix = Some(String::new());
-        config.history_limit = 10_000_000;
-        config.history_bytes = Size::from(1 << 30);
-        config.history_total = Size::from(1 << 30);
+        config.service.mode = Mode::Broadcast;
+        config.service.welcome = Some(String::new());
+        config.service.prefix = Some(String::new());
+        config.history.limit = 10_000_000;
+        config.history.bytes = Size::from(1 << 30);
+        config.history.total = Size::from(1 << 30);
     })
     .await
 }

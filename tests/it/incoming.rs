@@ -35,11 +35,11 @@ async fn send_beside(drip: &Drip) {
     } = *drip;
     let space = clients * (largest - missing);
     let server = TestServer::quiet(|config| {
-        config.prefix = Some(String::new());
-        config.history_limit = 0;
-        config.max_message_size = Size::from(largest);
-        config.max_incoming = Size::from(space);
-        config.write_timeout = millis(write_timeout);
+        config.service.prefix = Some(String::new());
+        config.history.limit = 0;
+        config.limits.max_message_size = Size::from(largest);
+        config.limits.max_incoming = Size::from(space);
+        config.times.write_timeout = millis(write_timeout);
     })
     .await;
     let mut drippers = Vec::new();
@@ -126,8 +126,8 @@ async fn an_honest_sender_gets_through_beside_256_that_drip_at_the_default_limit
 #[tokio::test]
 async fn a_body_that_has_to_make_room_is_answered_503() {
     let server = TestServer::quiet(|config| {
-        config.max_message_size = Size::from(10_000);
-        config.max_incoming = Size::from(20_000);
+        config.limits.max_message_size = Size::from(10_000);
+        config.limits.max_incoming = Size::from(20_000);
     })
     .await;
     let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n";
@@ -168,7 +168,7 @@ async fn a_body_that_has_to_make_room_is_answered_503() {
 
 #[tokio::test]
 async fn a_message_that_is_complete_takes_no_share_however_slowly_its_echo_is_read() {
-    let server = TestServer::with(|config| config.welcome = Some(String::new())).await;
+    let server = TestServer::with(|config| config.service.welcome = Some(String::new())).await;
     let mut client = RawClient::with_small_window(server.address).await;
     client.upgrade("/").await;
     let whole = frame(FIN | BINARY, &vec![7; 1 << 20]);
@@ -185,7 +185,7 @@ async fn a_message_that_is_complete_takes_no_share_however_slowly_its_echo_is_re
 
 #[tokio::test]
 async fn what_is_unfinished_is_dropped_with_the_violation_behind_it() {
-    let server = TestServer::quiet(|config| config.close_timeout = millis(600_000)).await;
+    let server = TestServer::quiet(|config| config.times.close_timeout = millis(600_000)).await;
     let mut client = server.raw_websocket().await;
     client.send(frame(TEXT, &vec![b'x'; 900_000])).await;
     eventually("it is counted", || server.monitor.incoming() == 900_000).await;
@@ -199,8 +199,8 @@ async fn what_is_unfinished_is_dropped_with_the_violation_behind_it() {
 #[tokio::test]
 async fn what_comes_in_one_piece_takes_no_share() {
     let server = TestServer::quiet(|config| {
-        config.max_message_size = Size::from(10_000);
-        config.max_incoming = Size::from(10_000);
+        config.limits.max_message_size = Size::from(10_000);
+        config.limits.max_incoming = Size::from(10_000);
     })
     .await;
     let mut client = server.raw_websocket().await;

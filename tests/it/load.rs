@@ -51,8 +51,8 @@ async fn with_a_short_history_each_gets_one_contiguous_run_up_to_the_same_end() 
 async fn join_in_the_middle_of_traffic(history_limit: usize) -> (Vec<String>, Vec<Vec<String>>) {
     let server = Arc::new(
         TestServer::quiet(|config| {
-            config.prefix = Some(String::new());
-            config.history_limit = history_limit;
+            config.service.prefix = Some(String::new());
+            config.history.limit = history_limit;
         })
         .await,
     );
@@ -117,10 +117,10 @@ async fn one_write_of_many_messages_puts_no_client_behind() {
     // A queue holds what one turn brings at most, and nothing is remembered besides: a client that
     // falls behind is closed, and does not get them all.
     let server = TestServer::quiet(|config| {
-        config.prefix = Some(String::new());
-        config.history_limit = 0;
-        config.max_queue = MANY;
-        config.max_queue_bytes = Size::from(30_000);
+        config.service.prefix = Some(String::new());
+        config.history.limit = 0;
+        config.limits.max_queue = MANY;
+        config.limits.max_queue_bytes = Size::from(30_000);
     })
     .await;
     let mut other = server.raw_websocket().await;
@@ -148,9 +148,9 @@ async fn one_write_of_many_messages_puts_no_client_behind() {
 async fn a_slow_reader_gets_everything_and_holds_up_no_other_client() {
     const ROUNDS: usize = 1500;
     let server = TestServer::quiet(|config| {
-        config.max_queue = 8;
-        config.history_limit = 2 * ROUNDS;
-        config.history_bytes = Size::from(64 << 20);
+        config.limits.max_queue = 8;
+        config.history.limit = 2 * ROUNDS;
+        config.history.bytes = Size::from(64 << 20);
     })
     .await;
     let filler = "x".repeat(16 * 1024);
@@ -197,8 +197,8 @@ async fn expect_number(client: &mut Client, number: &mut usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_reads_is_dropped_and_nobody_waits_for_it() {
     let server = TestServer::quiet(|config| {
-        config.write_timeout = millis(300);
-        config.ping_interval = millis(0);
+        config.times.write_timeout = millis(300);
+        config.times.ping_interval = millis(0);
     })
     .await;
     let mut stuck = RawClient::with_small_window(server.address).await;
@@ -224,9 +224,9 @@ async fn a_client_that_never_reads_is_dropped_and_nobody_waits_for_it() {
 #[tokio::test]
 async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013() {
     let server = TestServer::quiet(|config| {
-        config.max_queue = 1;
-        config.max_queue_bytes = Size::from(1000);
-        config.history_limit = 2;
+        config.limits.max_queue = 1;
+        config.limits.max_queue_bytes = Size::from(1000);
+        config.history.limit = 2;
     })
     .await;
     let mut slow = RawClient::with_small_window(server.address).await;
@@ -255,8 +255,8 @@ async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013()
 #[tokio::test]
 async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
     let server = TestServer::quiet(|config| {
-        config.ping_interval = millis(50);
-        config.ping_timeout = millis(250);
+        config.times.ping_interval = millis(50);
+        config.times.ping_timeout = millis(250);
     })
     .await;
     let mut fast = server.client().await;

@@ -10,9 +10,9 @@ use crate::process::*;
 #[tokio::test]
 async fn each_violation_has_its_close_code() {
     let server = TestServer::quiet(|config| {
-        config.max_message_size = 1000.into();
+        config.limits.max_message_size = 1000.into();
         // Far beyond what a test waits: the server must not need it.
-        config.close_timeout = millis(600_000);
+        config.times.close_timeout = millis(600_000);
     })
     .await;
     let mut unmasked = frame(FIN | TEXT, b"");
@@ -142,7 +142,7 @@ async fn what_is_not_http_is_refused_and_closed() {
 
 #[tokio::test]
 async fn a_slow_drip_is_cut_off_by_the_open_timeout() {
-    let server = TestServer::with(|config| config.open_timeout = millis(200)).await;
+    let server = TestServer::with(|config| config.times.open_timeout = millis(200)).await;
     let mut client = server.raw().await;
     let (mut read, mut write) = client.stream.split();
     let drip = async {
@@ -212,10 +212,10 @@ async fn pings_whose_answers_nobody_reads_do_not_pile_up() {
 #[tokio::test]
 async fn after_any_churn_the_server_holds_what_it_held_before() {
     let server = TestServer::quiet(|config| {
-        config.ping_interval = millis(50);
-        config.ping_timeout = millis(50);
-        config.close_timeout = millis(50);
-        config.history_limit = 0;
+        config.times.ping_interval = millis(50);
+        config.times.ping_timeout = millis(50);
+        config.times.close_timeout = millis(50);
+        config.history.limit = 0;
     })
     .await;
     let tasks = || {

@@ -108,7 +108,7 @@ async fn what_is_posted_to_an_empty_room_is_remembered() {
 
 #[tokio::test]
 async fn what_cannot_be_published_is_refused_with_the_reason() {
-    let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
+    let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let too_long = format!("POST /{}", "x".repeat(1024));
     for (line, more, body, code, reason) in [
         (
@@ -164,7 +164,7 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_body_counts_when_it_is_whole_up_to_exactly_the_largest_size() {
-    let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
+    let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let mut client = server.client().await;
     // A body that ends too early is no message.
     let mut cut = server.raw().await;
@@ -204,7 +204,7 @@ async fn an_echo_server_takes_no_posts_and_names_the_mode_that_does() {
 
 #[tokio::test]
 async fn who_waits_to_be_told_to_go_on_is_told_or_refused_before() {
-    let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
+    let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let head = |length| {
         format!(
             "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
@@ -311,7 +311,7 @@ async fn an_event_stream_follows_a_room() {
 
 #[tokio::test]
 async fn a_quiet_event_stream_is_kept_alive_by_comments() {
-    let server = TestServer::quiet(|config| config.ping_interval = millis(50)).await;
+    let server = TestServer::quiet(|config| config.times.ping_interval = millis(50)).await;
     let mut stream = Stream::open(&server, "/", "").await;
     stream.expect(":").await;
     stream.expect(":").await;
@@ -328,7 +328,7 @@ async fn an_event_stream_counts_as_a_client_until_it_is_gone() {
 
 /// A server that remembers the last two of four messages `1` to `4`, and their ids.
 async fn with_four_messages() -> (TestServer, Vec<String>) {
-    let server = TestServer::quiet(|config| config.history_limit = 2).await;
+    let server = TestServer::quiet(|config| config.history.limit = 2).await;
     let mut ids = Vec::new();
     for text in ["1", "2", "3", "4"] {
         let answer = post(&server, "/", text.as_bytes()).await;
@@ -406,8 +406,8 @@ async fn a_drain_ends_an_event_stream_and_says_when_to_come_back() {
 #[tokio::test]
 async fn an_event_stream_that_takes_nothing_is_given_up() {
     let server = TestServer::quiet(|config| {
-        config.write_timeout = millis(100);
-        config.max_message_size = Size::from(8 << 20);
+        config.times.write_timeout = millis(100);
+        config.limits.max_message_size = Size::from(8 << 20);
     })
     .await;
     let mut stalled = RawClient::with_small_window(server.address).await;
@@ -433,7 +433,7 @@ async fn history(server: &TestServer, query: &str) -> (Vec<Value>, bool) {
 
 #[tokio::test]
 async fn the_history_can_be_read() {
-    let server = TestServer::quiet(|config| config.history_limit = 3).await;
+    let server = TestServer::quiet(|config| config.history.limit = 3).await;
     let mut publisher = server.raw_websocket().await;
     // The first four in one write are one batch, of which the history remembers two messages.
     for texts in [&["1", "2", "3", "4"][..], &["5"]] {
@@ -486,7 +486,7 @@ async fn to_look_at_a_room_is_not_to_make_it() {
 
 /// A server that asks for receipts only when a publisher waits for them.
 async fn without_heartbeat() -> TestServer {
-    TestServer::quiet(|config| config.ping_interval = millis(0)).await
+    TestServer::quiet(|config| config.times.ping_interval = millis(0)).await
 }
 
 /// Posts `text` and waits for receipts; the answer.
@@ -635,7 +635,7 @@ async fn a_page_of_the_same_origin_may_read_every_answer() {
 #[tokio::test]
 async fn a_list_of_origins_lets_in_those_and_the_own_page_alone() {
     let server = TestServer::quiet(|config| {
-        config.allow_origin = vec!["https://*.example.com".parse().unwrap()];
+        config.access.allow_origin = vec!["https://*.example.com".parse().unwrap()];
     })
     .await;
     for (origin, code) in [

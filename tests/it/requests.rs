@@ -29,9 +29,9 @@ async fn health_has_three_questions() {
 #[tokio::test]
 async fn health_is_answered_while_all_places_are_taken_and_many_are_silent() {
     let server = TestServer::with(|config| {
-        config.max_connections = 1;
-        config.open_timeout = millis(600_000);
-        config.close_timeout = millis(600_000);
+        config.limits.max_connections = 1;
+        config.times.open_timeout = millis(600_000);
+        config.times.close_timeout = millis(600_000);
     })
     .await;
     let _client = server.client().await;
@@ -66,7 +66,7 @@ async fn options_tells_the_methods() {
         (Mode::Echo, "allow: get, head, options\r\n"),
         (Mode::Broadcast, "allow: get, head, post, options\r\n"),
     ] {
-        let server = TestServer::with(|config| config.mode = mode).await;
+        let server = TestServer::with(|config| config.service.mode = mode).await;
         for line in ["OPTIONS /", "OPTIONS /lobby", "OPTIONS *"] {
             let Answer { code, head, body } = server.request(line, "", b"").await;
             assert_eq!((code, body.as_str()), (204, ""), "{line}");
@@ -135,7 +135,7 @@ async fn a_body_in_a_coding_is_not_taken_for_a_message() {
 
 #[tokio::test]
 async fn a_text_that_grows_over_the_limit_is_too_big() {
-    let server = TestServer::quiet(|config| config.max_message_size = Size::from(10)).await;
+    let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let more = "Content-Type: text/plain; charset=iso-8859-1\r\n";
     assert_eq!(server.request("POST /", more, &[0xe4; 5]).await.code, 201);
     let Answer { code, body, .. } = server.request("POST /", more, &[0xe4; 6]).await;
@@ -186,7 +186,7 @@ async fn what_hyper_refuses_by_itself_has_its_reason() {
 
 #[tokio::test]
 async fn every_answer_has_a_date_and_no_refusal_is_kept() {
-    let server = TestServer::quiet(|config| config.open_timeout = millis(100)).await;
+    let server = TestServer::quiet(|config| config.times.open_timeout = millis(100)).await;
     let long = format!(
         "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "x".repeat(2000)

@@ -74,16 +74,16 @@ async fn a_room_without_clients_lives_on_by_its_history_alone() {
 
 #[tokio::test]
 async fn a_room_remembers_the_newest_messages_up_to_its_limits() {
-    let by_count = TestServer::quiet(|config| config.history_limit = 2).await;
+    let by_count = TestServer::quiet(|config| config.history.limit = 2).await;
     tell(&by_count, "/", &["one", "two", "three"]).await;
     assert_eq!(history(&by_count, "/").await, ["two", "three"]);
 
     // Of which each takes a little more than 200.
-    let by_bytes = TestServer::quiet(|config| config.history_bytes = Size::from(500)).await;
+    let by_bytes = TestServer::quiet(|config| config.history.bytes = Size::from(500)).await;
     tell(&by_bytes, "/", &["one", "two", "three"]).await;
     assert_eq!(history(&by_bytes, "/").await, ["two", "three"]);
 
-    let none = TestServer::quiet(|config| config.history_limit = 0).await;
+    let none = TestServer::quiet(|config| config.history.limit = 0).await;
     tell(&none, "/", &["one", "two", "three"]).await;
     assert_eq!(history(&none, "/").await, [""; 0]);
 }
@@ -91,9 +91,9 @@ async fn a_room_remembers_the_newest_messages_up_to_its_limits() {
 #[tokio::test]
 async fn messages_that_say_nothing_are_remembered_up_to_the_bytes_that_they_take() {
     let server = TestServer::quiet(|config| {
-        config.prefix = Some(String::new());
-        config.history_limit = usize::MAX;
-        config.history_bytes = Size::from(100_000);
+        config.service.prefix = Some(String::new());
+        config.history.limit = usize::MAX;
+        config.history.bytes = Size::from(100_000);
     })
     .await;
     let mut client = server.raw_websocket().await;
@@ -117,7 +117,7 @@ async fn messages_that_say_nothing_are_remembered_up_to_the_bytes_that_they_take
 
 #[tokio::test]
 async fn when_rooms_run_out_the_one_left_longest_ago_is_forgotten() {
-    let server = TestServer::quiet(|config| config.max_rooms = 2).await;
+    let server = TestServer::quiet(|config| config.limits.max_rooms = 2).await;
     tell(&server, "/first", &["one"]).await;
     eventually("it is empty", || server.monitor.connections() == 0).await;
     tell(&server, "/second", &["two"]).await;
@@ -136,7 +136,7 @@ async fn when_rooms_run_out_the_one_left_longest_ago_is_forgotten() {
 
 #[tokio::test]
 async fn when_all_histories_are_too_large_empty_rooms_go_first_then_the_oldest_of_the_largest() {
-    let server = TestServer::quiet(|config| config.history_total = Size::from(750)).await;
+    let server = TestServer::quiet(|config| config.history.total = Size::from(750)).await;
     tell(&server, "/empty", &["0123456789"]).await;
     eventually("it is empty", || server.monitor.connections() == 0).await;
     let _small = server.client_at("/small").await;
@@ -156,7 +156,7 @@ async fn when_all_histories_are_too_large_empty_rooms_go_first_then_the_oldest_o
 
 #[tokio::test]
 async fn beyond_max_connections_clients_are_answered_503_and_a_place_is_free_again_at_once() {
-    let server = TestServer::quiet(|config| config.max_connections = 2).await;
+    let server = TestServer::quiet(|config| config.limits.max_connections = 2).await;
     let (one, two) = (server.client().await, server.client().await);
     assert_eq!(refusal(&server, "/").await, (503, Some("1".into())));
     // Somebody who looks after the server still sees that it lives.

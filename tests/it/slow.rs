@@ -148,12 +148,12 @@ fn take_events(bytes: &mut Vec<u8>) -> usize {
 /// A server whose patience is short, so that slowness shows within seconds.
 async fn impatient(write_timeout: u64) -> TestServer {
     TestServer::quiet(|config| {
-        config.prefix = Some(String::new());
-        config.history_limit = 100_000;
-        config.history_bytes = Size::from(64 << 20);
-        config.ping_interval = millis(200);
-        config.ping_timeout = millis(200);
-        config.write_timeout = millis(write_timeout);
+        config.service.prefix = Some(String::new());
+        config.history.limit = 100_000;
+        config.history.bytes = Size::from(64 << 20);
+        config.times.ping_interval = millis(200);
+        config.times.ping_timeout = millis(200);
+        config.times.write_timeout = millis(write_timeout);
     })
     .await
 }
@@ -205,8 +205,8 @@ async fn slow_readers_get_all_with_the_defaults() {
     for megabytes in [1, 4, 16] {
         for rate in [20, 50, 100, 300, 1000] {
             let server = TestServer::quiet(|config| {
-                config.history_limit = 100_000;
-                config.history_bytes = Size::from(64 << 20);
+                config.history.limit = 100_000;
+                config.history.bytes = Size::from(64 << 20);
             })
             .await;
             let load = Load {
