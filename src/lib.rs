@@ -6,6 +6,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by it"))]
 
 pub mod admission;
+#[doc(hidden)]
+pub mod audience;
 pub mod client;
 pub mod config;
 pub mod disconnect;

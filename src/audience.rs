@@ -1,0 +1,57 @@
+//! A room and its clients without sockets, for the benchmark and the allocation test: what publishing
+//! costs by itself.
+
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use crate::config::{Config, Mode, Size};
+use crate::format::{BatchBuilder, Outbox, Plain};
+use crate::message::Kind;
+use crate::room::{Follow, Room, Subscription};
+
+/// Clients that keep up with one room, which keeps no history.
+#[derive(Debug)]
+pub struct Audience {
+    plain: Plain,
+    room: Arc<Room>,
+    builder: BatchBuilder,
+    subscriptions: Vec<Subscription>,
+}
+
+impl Audience {
+    /// So many clients.
+    pub fn new(clients: usize) -> Self {
+        let config = Config::with(|config| {
+            config.service.mode = Mode::Broadcast;
+            config.history.limit = 0;
+            config.limits.max_queue = usize::MAX;
+            config.limits.max_queue_bytes = Size::from(isize::MAX as usize);
+        });
+        let room = Arc::new(Room::new(&config, 1, Arc::default()));
+        let subscribe = || room.subscribe(Follow::default()).0;
+        Self {
+            plain: Plain::new(&config),
+            builder: BatchBuilder::default(),
+            subscriptions: (0..clients).map(|_| subscribe()).collect(),
+            room,
+        }
+    }
+
+    /// Publishes one text to all clients.
+    pub fn publish(&mut self, text: &[u8]) {
+        self.plain.encode(Kind::Text, text, &mut self.builder);
+        let frames = self.builder.take().expect("it was encoded just now");
+        self.room.deliver(frames).expect("the room is not sealed");
+    }
+
+    /// Has each client take what waits for it; returns how many had something.
+    pub fn receive(&mut self) -> usize {
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = |it: &mut Subscription| it.poll_next(&mut cx, &mut Outbox::new()).is_ready();
+        self.subscriptions
+            .iter_mut()
+            .map(ready)
+            .filter(|it| *it)
+            .count()
+    }
+}
