@@ -1,4 +1,4 @@
-//! What follows a room: a WebSocket or an event stream, one task each.
+//! The clients of a room: WebSocket sessions and event streams, one task each.
 
 pub mod event_stream;
 pub mod heartbeat;

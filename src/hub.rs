@@ -1,4 +1,4 @@
-//! The rooms by name: joining, leaving, and which of them is forgotten when space runs out.
+//! The registry of rooms by name: joining, leaving, and eviction when space runs out.
 
 pub mod ranking;
 
@@ -18,26 +18,26 @@ use ranking::{Ranked, Ranking};
 
 /// All rooms of a server.
 ///
-/// Lock order: the hub, then a room. Publishing takes the hub's lock only to make space, and when the
-/// history of a room has grown by an eighth.
+/// Lock order: the hub, then a room. Publishing takes the hub's lock only to evict, or when the history
+/// of a room has outgrown its rank.
 #[derive(Debug)]
 pub struct Hub {
     config: Arc<Config>,
     plain: Arc<Plain>,
     store: Store,
     rooms: Mutex<Rooms>,
-    /// Bytes of memory that all histories take.
+    /// Bytes of memory of all histories.
     total: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
 struct Rooms {
     by_name: HashMap<Arc<str>, Entry>,
-    /// The names of the rooms without clients, by the number of their departure.
+    /// The rooms without clients, in the order in which they became empty: the first is evicted first.
     empty: BTreeMap<u64, Arc<str>>,
-    /// Counts the clients that left, so that it tells which room lost its last one first.
+    /// Guards dropped so far; orders the empty rooms.
     departures: u64,
-    /// The rooms with a history, by what it costs.
+    /// The rooms with a history, by its bytes.
     ranking: Ranking<Room>,
     sealed: bool,
 }
@@ -46,7 +46,7 @@ struct Rooms {
 struct Entry {
     room: Arc<Room>,
     clients: usize,
-    /// The number of its departure, where it has no client.
+    /// The value of `departures` when it became empty.
     departed: u64,
 }
 
@@ -73,27 +73,27 @@ impl Hub {
         }
     }
 
-    /// Joins the room `name`, which begins to exist if it does not yet, to follow it.
+    /// Subscribes to the room `name`, and creates it where it does not exist.
     ///
     /// # Errors
-    /// [`JoinError`], and no room is made then.
+    /// [`JoinError`]; no room is created then.
     pub fn join(self: &Arc<Self>, name: &str, follow: Follow) -> Result<Membership, JoinError> {
-        let presence = self.enter(name)?;
-        let (subscription, start) = presence.room.subscribe(follow);
+        let room_guard = self.enter(name)?;
+        let (subscription, start) = room_guard.room.subscribe(follow);
         Ok(Membership {
             subscription,
             start,
-            presence,
+            room_guard,
         })
     }
 
-    /// Enters the room `name`, which begins to exist if it does not yet.
+    /// Guards the room `name`, and creates it where it does not exist.
     ///
     /// # Errors
-    /// [`JoinError`], and no room is made then.
+    /// [`JoinError`]; no room is created then.
     pub fn enter(self: &Arc<Self>, name: &str) -> Result<RoomGuard, JoinError> {
-        // Dropped after the lock is free again.
-        let _forgotten;
+        // Declared before the lock, so that the history is freed after the lock is released.
+        let _evicted;
         let mut rooms = self.rooms.lock();
         let rooms = &mut *rooms;
         if rooms.sealed {
@@ -101,7 +101,7 @@ impl Hub {
         }
         if !rooms.by_name.contains_key(name) {
             if rooms.by_name.len() >= self.config.limits.max_rooms {
-                _forgotten = rooms.forget_longest_empty().ok_or(JoinError::Full)?;
+                _evicted = rooms.evict_longest_empty().ok_or(JoinError::Full)?;
             }
             let room = Room::new(&self.config, self.store.begin(), self.total.clone());
             let entry = Entry {
@@ -114,7 +114,7 @@ impl Hub {
         let entry = rooms
             .by_name
             .get_mut(name)
-            .expect("it was there or was made");
+            .expect("it exists or was inserted");
         if entry.clients == 0 {
             rooms.empty.remove(&entry.departed);
         }
@@ -126,8 +126,8 @@ impl Hub {
         })
     }
 
-    /// The messages that the room `name` remembers, if there is one, from behind the id that `since`
-    /// names, and whether nothing is missing since.
+    /// The messages after `since` that the room `name` retains for new clients, and where they start;
+    /// none where the room does not exist.
     pub fn history(
         &self,
         name: &str,
@@ -137,8 +137,8 @@ impl Hub {
         Some(room.history(since))
     }
 
-    /// Takes no more messages and no more clients; whoever is in a room gets the rest of its log,
-    /// then its end.
+    /// Seals all rooms: no more messages and no more clients. Current clients drain the log of their
+    /// room, then are closed.
     pub fn seal(&self) {
         let mut rooms = self.rooms.lock();
         rooms.sealed = true;
@@ -150,7 +150,7 @@ impl Hub {
         self.rooms.lock().by_name.len()
     }
 
-    /// Keeps the histories ranked, and together under `--history-total`, after `room` has grown.
+    /// Restores the ranking and `--history-total` after `room` has grown.
     fn settle(&self, room: &Arc<Room>) {
         if Ranking::is_outgrown(&**room) {
             self.rooms.lock().ranking.rank(room);
@@ -160,23 +160,24 @@ impl Hub {
         }
     }
 
-    /// Bytes by which all histories together pass `--history-total`.
+    /// Bytes by which all histories together exceed `--history-total`.
     fn excess(&self) -> usize {
         let total = self.total.load(Ordering::Relaxed);
         total.saturating_sub(self.config.history.total.bytes())
     }
 
-    /// Brings all histories together under `--history-total` again.
+    /// Evicts empty rooms, then trims the largest histories, until `--history-total` is kept.
     fn reclaim(&self) {
         loop {
-            let forgotten;
+            // Declared before the lock, so that the history is freed after the lock is released.
+            let evicted;
             let mut rooms = self.rooms.lock();
             let excess = self.excess();
             if excess == 0 {
                 break;
             }
-            forgotten = rooms.forget_longest_empty();
-            if forgotten.is_some() {
+            evicted = rooms.evict_longest_empty();
+            if evicted.is_some() {
                 continue;
             }
             let Some(room) = rooms.ranking.largest() else {
@@ -188,37 +189,37 @@ impl Hub {
 }
 
 impl Rooms {
-    /// Forgets the room that has had no client for longest and returns it, as to drop it takes
-    /// time; none where every room has clients.
-    fn forget_longest_empty(&mut self) -> Option<Arc<Room>> {
+    /// Evicts the room that has been empty for longest, and returns it, so that the caller can drop it
+    /// without the lock; none where every room has clients.
+    fn evict_longest_empty(&mut self) -> Option<Arc<Room>> {
         let (_, name) = self.empty.pop_first()?;
-        let room = self.forget(&name);
+        let room = self.remove(&name);
         room.write_off();
         Some(room)
     }
 
-    fn forget(&mut self, name: &str) -> Arc<Room> {
+    fn remove(&mut self, name: &str) -> Arc<Room> {
         let entry = self.by_name.remove(name).expect("a room has its name");
         self.ranking.remove(&entry.room);
         entry.room
     }
 }
 
-/// A client that follows a room.
+/// A client's membership of a room.
 #[derive(Debug)]
 pub struct Membership {
     /// Its place in the log of the room.
     pub subscription: Subscription,
-    /// Where that was at first.
+    /// Where the subscription starts.
     pub start: Start,
-    /// What keeps the room.
-    pub presence: RoomGuard,
+    /// Keeps the room in the registry.
+    pub room_guard: RoomGuard,
 }
 
 impl Membership {
-    /// What greets the client, if anything does.
+    /// The first event for the client: the welcome, unless it is empty.
     pub fn greeting(&self) -> Option<Bytes> {
-        let RoomGuard { hub, name, .. } = &self.presence;
+        let RoomGuard { hub, name, .. } = &self.room_guard;
         let format = self.subscription.format();
         if format == Format::Plain {
             return hub.plain.greeting();
@@ -235,8 +236,8 @@ impl Membership {
     }
 }
 
-/// Somebody in a room, who keeps it. The room is forgotten at once if it has neither history nor
-/// anybody in it.
+/// Keeps a room in the registry. When the last guard is dropped, a room without messages is removed,
+/// and one with messages becomes evictable.
 #[derive(Debug)]
 pub struct RoomGuard {
     hub: Arc<Hub>,
@@ -245,7 +246,7 @@ pub struct RoomGuard {
 }
 
 impl RoomGuard {
-    /// How messages look in this room.
+    /// The encoder of this room's messages.
     pub fn plain(&self) -> &Arc<Plain> {
         &self.hub.plain
     }
@@ -258,7 +259,7 @@ impl RoomGuard {
     /// Publishes messages to the room; returns them with their ids once they are in its log.
     ///
     /// # Errors
-    /// [`Sealed`] when the server is shutting down; the messages are not in the log then.
+    /// [`Sealed`] when the server is shutting down; the messages are not appended then.
     pub fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
         let batch = self.room.deliver(frames)?;
         self.hub.settle(&self.room);
@@ -280,7 +281,7 @@ impl Drop for RoomGuard {
             return;
         }
         if entry.room.is_empty() {
-            rooms.forget(&self.name);
+            rooms.remove(&self.name);
         } else {
             entry.departed = rooms.departures;
             rooms.empty.insert(entry.departed, self.name.clone());
@@ -313,15 +314,15 @@ mod tests {
         Arc::new(Hub::new(Arc::new(config), Store::memory()))
     }
 
-    fn publish(presence: &RoomGuard, text: &str) -> Arc<Batch> {
-        let mut draft = BatchBuilder::default();
-        presence
+    fn publish(guard: &RoomGuard, text: &str) -> Arc<Batch> {
+        let mut builder = BatchBuilder::default();
+        guard
             .plain()
-            .encode(Kind::Text, text.as_bytes(), &mut draft);
-        presence.publish(draft.take().unwrap()).unwrap()
+            .encode(Kind::Text, text.as_bytes(), &mut builder);
+        guard.publish(builder.take().unwrap()).unwrap()
     }
 
-    /// The names of the rooms, and whether the lists beside them say the same.
+    /// The names of the rooms; asserts that the indexes beside them agree.
     fn names(hub: &Hub) -> Vec<String> {
         let rooms = hub.rooms.lock();
         let empty = rooms.empty.iter().map(|(departed, name)| {
@@ -357,13 +358,13 @@ mod tests {
     fn all_histories_together_stay_within_their_total() {
         let total = 100_000;
         let hub = hub(|config| config.history.total = Size::from(total));
-        publish(&hub.enter("/empty").unwrap(), "forgotten first");
+        publish(&hub.enter("/empty").unwrap(), "evicted first");
         let rooms: Vec<_> = (0..10)
             .map(|number| hub.enter(&format!("/{number}")).unwrap())
             .collect();
         for round in 0..2000 {
             for (number, room) in rooms.iter().enumerate() {
-                // The last ones say more than the first ones.
+                // Later rooms publish more.
                 if round % (10 - number) == 0 {
                     publish(room, "");
                 }

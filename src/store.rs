@@ -1,10 +1,10 @@
-//! Where logs live: today in memory, where all that it has to say is how ids begin.
+//! The store of the logs: memory only, where it assigns the epochs of the ids.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The place where the logs of all rooms are kept.
+/// Holds the logs of all rooms.
 #[derive(Debug)]
 pub enum Store {
     /// In the memory of this process.
@@ -15,17 +15,17 @@ pub enum Store {
 }
 
 impl Store {
-    /// Logs that live as long as this process.
+    /// A store whose logs end with this process.
     pub fn memory() -> Self {
         Self::Memory {
             last_epoch: AtomicU64::new(0),
         }
     }
 
-    /// The epoch of a log that begins now: Unix time in milliseconds, followed by three random
-    /// digits, so that a clock that says the same twice makes no epoch twice.
+    /// The epoch of a new log: Unix time in milliseconds and three random digits, which tell two
+    /// processes apart that read the same time.
     ///
-    /// Within this process epochs only grow, whatever the clock does.
+    /// Within a process epochs only grow, even where the clock is set back.
     pub fn begin(&self) -> u64 {
         let since_1970 = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -36,8 +36,8 @@ impl Store {
     fn begin_at(&self, millis: u64) -> u64 {
         let Self::Memory { last_epoch } = self;
         let digits = RandomState::new().hash_one(millis) % 1000;
-        // The next number where the clock stands still or falls back: only more than a thousand
-        // logs a millisecond would run ahead of it.
+        // `last + 1` where the clock stands still or is set back. Epochs run ahead of the clock only
+        // beyond a thousand logs a millisecond.
         let next = |last| (millis * 1000 + digits).max(last + 1);
         let last = last_epoch
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
@@ -56,11 +56,11 @@ mod tests {
 
     #[test]
     fn epochs_are_the_time_and_three_digits_and_only_grow_in_a_process() {
-        let backend = Store::memory();
+        let store = Store::memory();
         let mut last = 0;
         // The clock stands still, goes on, and is set back by an hour.
         for now in [5_000_000, 5_000_000, 5_000_001, 1_400_000, 5_000_002] {
-            let epoch = backend.begin_at(now);
+            let epoch = store.begin_at(now);
             assert!(epoch > last, "{epoch} after {last}");
             assert!(now == 1_400_000 || epoch / 1000 <= now + 1, "{epoch}");
             last = epoch;
@@ -69,10 +69,10 @@ mod tests {
 
     #[test]
     fn epochs_do_not_run_ahead_of_the_clock() {
-        let backend = Store::memory();
+        let store = Store::memory();
         for now in 0..100 {
             for _ in 0..900 {
-                assert!(backend.begin_at(now) / 1000 <= now + 1);
+                assert!(store.begin_at(now) / 1000 <= now + 1);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! A follower: one stream of Server-Sent Events, from its head to its end (WHATWG HTML, section 9.2).
+//! An event stream: Server-Sent Events to one client, from the response head to the end (WHATWG HTML,
+//! section 9.2).
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -20,25 +21,25 @@ use crate::hub::Membership;
 use crate::transport::Transport;
 use crate::transport::write::{linger, write};
 
-/// One client that listens: the one task that writes to it.
+/// One event stream; a single task writes to its socket.
 #[derive(Debug)]
 pub struct EventStream<S> {
     config: Arc<Config>,
     stream: S,
     membership: Membership,
-    /// To be written.
+    /// Chunks to write next.
     outbox: Outbox,
-    farewell: ConnectionRecord,
+    record: ConnectionRecord,
 }
 
-/// What keeps proxies from taking a quiet stream for a dead one.
+/// A comment line, so that proxies do not close a quiet stream.
 const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
-/// The last words to those whom the server leaves: come back in a second.
-const COME_BACK: Bytes = Bytes::from_static(b"retry: 1000\n\n");
+/// Sent on shutdown: `EventSource` reconnects after one second.
+const RECONNECT: Bytes = Bytes::from_static(b"retry: 1000\n\n");
 
 impl<S: Transport> EventStream<S> {
-    /// A follower whose request is answered with `head`.
+    /// An event stream that begins with the response `head`.
     pub fn new(
         stream: S,
         head: Bytes,
@@ -51,17 +52,17 @@ impl<S: Transport> EventStream<S> {
             stream,
             membership,
             outbox: smallvec![head.into()],
-            farewell: ConnectionRecord::new(span),
+            record: ConnectionRecord::new(span),
         }
     }
 
-    /// Serves the client to its end.
+    /// Runs until the client disconnects or is closed.
     pub async fn run(&mut self) {
         let Err(why) = self.serve().await;
         self.membership.subscription.leave();
-        let why = self.farewell.why.insert(why);
+        let why = self.record.why.insert(why);
         if matches!(why, Disconnect::ShuttingDown) {
-            self.outbox = smallvec![COME_BACK.into()];
+            self.outbox = smallvec![RECONNECT.into()];
             if self.write().await.is_ok() {
                 let limit = self.config.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
@@ -81,23 +82,23 @@ impl<S: Transport> EventStream<S> {
 
         let pause = self.config.times.ping_interval;
         let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
-        let mut beats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
-        let (mut unheard, mut listens) = ([0; 64], true);
+        let mut heartbeats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
+        let (mut discarded, mut reads) = ([0; 64], true);
         loop {
             select! {
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
-                    self.farewell.sent += sent?;
+                    self.record.sent += sent?;
                     self.write().await?;
                 }
-                Some(_) = OptionFuture::from(beats.as_mut().map(Interval::tick)) => {
+                Some(_) = OptionFuture::from(heartbeats.as_mut().map(Interval::tick)) => {
                     self.outbox.push(HEARTBEAT.into());
                     self.write().await?;
                 }
-                // Nothing more is to come from the client but its end. Who sends something else is not
-                // read any more, and found to be gone when it is written to.
-                read = self.stream.read(&mut unheard), if listens => match read {
+                // An event stream client sends nothing: a read only detects the end of the connection.
+                // After unexpected bytes reads stop, and the next write detects the end.
+                read = self.stream.read(&mut discarded), if reads => match read {
                     Ok(0) => return Err(Disconnect::Gone),
-                    Ok(_) => listens = false,
+                    Ok(_) => reads = false,
                     Err(error) => return Err(Disconnect::from_io(error)),
                 }
             }

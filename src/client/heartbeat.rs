@@ -1,4 +1,4 @@
-//! When to ping a client and when to give it up; no IO, told the time.
+//! When to ping a client and when to close it as dead; no IO, time passed in.
 
 use std::time::Duration;
 
@@ -8,43 +8,43 @@ use crate::message::MessageId;
 
 /// The heartbeat of one client.
 ///
-/// A ping is due every interval; the client is given up when nothing at all came from it for the
-/// timeout after a ping was written. A ping that stands behind data which the client has not read
-/// yet, in the buffers of kernels and proxies, may take as long as a slow client needs for that.
+/// A ping is due every interval; the client is dead when nothing was received for the timeout after a
+/// ping was written. Where unread data is buffered ahead of the ping, in kernels and proxies, the timeout
+/// is as long as a slow client needs to read it.
 #[derive(Debug)]
 pub struct Heartbeat {
     interval: Duration,
     timeout: Duration,
-    /// In the place of `timeout`, where it is longer, for a client that keeps data waiting.
+    /// Replaces `timeout`, where it is longer, for a client under backpressure.
     grace: Duration,
     next_ping: Instant,
     answer_due: Option<Instant>,
-    /// Whether the client kept data waiting since the last ping.
+    /// Whether a write to the client had to wait since the last ping.
     behind: bool,
-    /// How many bytes of what was written the client is known to have read.
+    /// Written bytes that the client has acknowledged.
     read: u64,
-    /// The id that a ping carried which is not answered yet, and how many bytes were written then.
-    asked: Option<(MessageId, u64)>,
+    /// The id in the oldest ping without an acknowledgement, and the bytes written before it.
+    pending_ping: Option<(MessageId, u64)>,
 }
 
-/// What [`Heartbeat::check`] asks for.
+/// What [`Heartbeat::check`] requires.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Beat {
     /// Nothing before [`Heartbeat::due`].
     Wait,
     /// Write a ping, then call [`Heartbeat::pinged`].
     Ping,
-    /// The client is gone.
+    /// Close the client as dead.
     GiveUp,
 }
 
-/// Bytes a second that the slowest client reads which is not taken for dead.
+/// Bytes a second that a live client reads at least.
 const SLOWEST: u64 = 16 * 1024;
 
-/// More than buffers on the way to a client hold.
+/// More bytes than the buffers on the way to a client hold.
 const UNREAD_MAX: u64 = 16 << 20;
 
-/// How long a client may take to read so many bytes.
+/// How long a client may take to read `bytes`.
 pub fn time_to_read(bytes: u64) -> Duration {
     Duration::from_millis(bytes.min(UNREAD_MAX) * 1000 / SLOWEST)
 }
@@ -52,8 +52,7 @@ pub fn time_to_read(bytes: u64) -> Duration {
 impl Heartbeat {
     /// Starts at `now`; the first ping is due one interval later.
     ///
-    /// `grace` takes the place of `timeout`, where it is longer, for a ping that stands behind data
-    /// which the client kept waiting.
+    /// `grace` replaces `timeout`, where it is longer, for a client under backpressure.
     pub fn new(interval: Duration, timeout: Duration, grace: Duration, now: Instant) -> Self {
         Self {
             interval,
@@ -63,17 +62,17 @@ impl Heartbeat {
             answer_due: None,
             behind: false,
             read: 0,
-            asked: None,
+            pending_ping: None,
         }
     }
 
-    /// When to [`check`](Self::check) next.
+    /// When [`check`](Self::check) is due next.
     pub fn due(&self) -> Instant {
         self.answer_due
             .map_or(self.next_ping, |due| due.min(self.next_ping))
     }
 
-    /// What is to be done at `now`.
+    /// What `now` requires.
     pub fn check(&self, now: Instant) -> Beat {
         if self.answer_due.is_some_and(|due| due <= now) {
             Beat::GiveUp
@@ -84,8 +83,7 @@ impl Heartbeat {
         }
     }
 
-    /// A ping was written at `now`, behind `written` bytes in all, the last message of which was
-    /// `last`.
+    /// A ping was written at `now`, after `written` bytes in all, with `last` as the newest message.
     pub fn pinged(&mut self, now: Instant, written: u64, last: Option<MessageId>) {
         self.next_ping = now + self.interval;
         let grace = match std::mem::take(&mut self.behind) {
@@ -94,29 +92,29 @@ impl Heartbeat {
         };
         let patience = self.patience(written).max(grace);
         self.answer_due.get_or_insert(now + patience);
-        if self.asked.is_none() {
-            self.asked = last.map(|id| (id, written));
+        if self.pending_ping.is_none() {
+            self.pending_ping = last.map(|id| (id, written));
         }
     }
 
-    /// Something came from the client: any frame, any part of one.
-    pub fn heard(&mut self) {
+    /// Bytes were received: any frame, or any part of one.
+    pub fn received(&mut self) {
         self.answer_due = None;
     }
 
-    /// The client has read all messages up to `id`.
+    /// The client acknowledged all messages up to `id`.
     pub fn acknowledged(&mut self, id: MessageId) {
-        if let Some((asked, written)) = self.asked
-            && asked <= id
+        if let Some((pinged, written)) = self.pending_ping
+            && pinged <= id
         {
             self.read = written;
-            self.asked = None;
+            self.pending_ping = None;
         }
     }
 
-    /// The client took data at `now` that it had kept waiting, `written` bytes in all: it lives, is
-    /// busy reading, and a ping written before has all its time from now.
-    pub fn took(&mut self, now: Instant, written: u64) {
+    /// A write that had to wait ended at `now`, after `written` bytes in all: the client is alive and
+    /// reading, so the timeout of an earlier ping starts again.
+    pub fn wrote_after_wait(&mut self, now: Instant, written: u64) {
         self.behind = true;
         let patience = self.patience(written);
         if let Some(due) = &mut self.answer_due {
@@ -124,12 +122,12 @@ impl Heartbeat {
         }
     }
 
-    /// How long the answer to a ping may take that stands behind `written` bytes.
+    /// How long the answer to a ping may take that follows `written` bytes.
     fn patience(&self, written: u64) -> Duration {
         self.timeout.max(time_to_read(self.unread(written)))
     }
 
-    /// How many of `written` bytes the client has not read, as far as it is known.
+    /// How many of `written` bytes the client has not acknowledged.
     pub fn unread(&self, written: u64) -> u64 {
         written.saturating_sub(self.read)
     }
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_client_is_given_up_at_interval_plus_timeout() {
+    fn a_silent_client_is_dead_at_interval_plus_timeout() {
         let start = Instant::now();
         let mut heartbeat = heartbeat(start);
         assert_eq!(heartbeat.due(), secs(start, 10));
@@ -168,11 +166,11 @@ mod tests {
     }
 
     #[test]
-    fn anything_heard_is_an_answer() {
+    fn any_received_byte_answers_a_ping() {
         let start = Instant::now();
         let mut heartbeat = heartbeat(start);
         heartbeat.pinged(secs(start, 10), 0, None);
-        heartbeat.heard();
+        heartbeat.received();
         assert_eq!(heartbeat.check(secs(start, 15)), Beat::Wait);
         assert_eq!(heartbeat.due(), secs(start, 20));
     }
@@ -191,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_takes_data_lives_a_timeout_longer() {
+    fn a_client_that_reads_gets_another_timeout() {
         let start = Instant::now();
         let mut heartbeat = heartbeat(start);
         heartbeat.pinged(secs(start, 10), 0, None);
-        heartbeat.took(secs(start, 14), 0);
+        heartbeat.wrote_after_wait(secs(start, 14), 0);
         assert_eq!(heartbeat.check(secs(start, 18)), Beat::Wait);
         assert_eq!(heartbeat.check(secs(start, 19)), Beat::GiveUp);
     }
@@ -204,12 +202,12 @@ mod tests {
     fn a_ping_behind_a_backlog_has_a_grace() {
         let start = Instant::now();
         let mut heartbeat = heartbeat(start);
-        heartbeat.took(secs(start, 9), 0);
+        heartbeat.wrote_after_wait(secs(start, 9), 0);
         assert_eq!(heartbeat.due(), secs(start, 10));
         heartbeat.pinged(secs(start, 10), 0, None);
         assert_eq!(heartbeat.check(secs(start, 17)), Beat::Wait);
         assert_eq!(heartbeat.check(secs(start, 18)), Beat::GiveUp);
-        heartbeat.heard();
+        heartbeat.received();
         heartbeat.pinged(secs(start, 20), 0, None);
         assert_eq!(heartbeat.due(), secs(start, 25));
     }
@@ -221,12 +219,12 @@ mod tests {
         heartbeat.pinged(secs(start, 10), 20 * SLOWEST, Some(id(7)));
         assert_eq!(heartbeat.check(secs(start, 29)), Beat::Ping);
         assert_eq!(heartbeat.check(secs(start, 30)), Beat::GiveUp);
-        // A pong that says less does not say that all was read.
-        heartbeat.heard();
+        // An older id does not acknowledge everything before the ping.
+        heartbeat.received();
         heartbeat.acknowledged(id(6));
         heartbeat.pinged(secs(start, 30), 20 * SLOWEST, Some(id(8)));
         assert_eq!(heartbeat.check(secs(start, 39)), Beat::Wait);
-        heartbeat.heard();
+        heartbeat.received();
         heartbeat.acknowledged(id(7));
         heartbeat.pinged(secs(start, 40), 20 * SLOWEST, Some(id(8)));
         assert_eq!(heartbeat.check(secs(start, 45)), Beat::GiveUp);

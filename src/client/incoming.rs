@@ -1,4 +1,4 @@
-//! What has come in and is not a message yet, over all clients: counted, bounded, and made room in.
+//! The budget of unfinished incoming messages over all clients: counts them, bounds them, cuts them.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -12,13 +12,12 @@ use tokio::time::Instant;
 
 /// The unfinished messages and bodies of all clients, which together hold at most `--max-incoming`.
 ///
-/// When that is reached, nothing more is read of any of them but of the one nearest to its end,
-/// until there is room; and the one that grew least in the last `--write-timeout` is cut, so that
-/// messages that never end cannot keep others from theirs.
+/// At the limit only the message nearest to its end is read, until there is space; and the message that
+/// grew least in the last `--write-timeout` is cut, so that messages without an end cannot block others.
 #[derive(Debug)]
 pub struct Incoming {
     limit: usize,
-    /// The time over which growth is judged.
+    /// The time over which growth is measured.
     window: Duration,
     state: Mutex<State>,
 }
@@ -26,12 +25,12 @@ pub struct Incoming {
 #[derive(Debug, Default)]
 struct State {
     entries: Slab<Entry>,
-    /// Bytes that are held, without those of entries that were cut.
+    /// Bytes held, without those of cut entries.
     total: usize,
-    /// Bytes of entries that were cut, until their tasks have dropped them.
+    /// Bytes of cut entries, until their tasks drop them.
     dropping: usize,
-    /// The bytes that each entry lacks, and its key: the first is nearest to its end. Without entries
-    /// that were cut, or that are not read now.
+    /// Missing bytes and key of each entry: the first is nearest to its end. Without entries that are
+    /// cut, or whose task is writing.
     by_end: BTreeSet<(u64, usize)>,
 }
 
@@ -41,12 +40,12 @@ struct Entry {
     missing: u64,
     growth: Growth,
     is_cut: bool,
-    /// Whether its task is to be woken when it may be read.
-    waits_for_room: bool,
+    /// Whether its task waits for space to read more.
+    waits_for_space: bool,
     waker: Option<Waker>,
 }
 
-/// One message or body that has begun and is not complete; it gives its share back when dropped.
+/// One unfinished message or body; it releases its share when dropped.
 #[derive(Debug)]
 pub struct Unfinished {
     incoming: Arc<Incoming>,
@@ -59,7 +58,7 @@ pub struct Unfinished {
 pub struct NoSpace;
 
 impl Incoming {
-    /// Holds at most `limit` bytes, and judges growth over `window`.
+    /// A budget of `limit` bytes that measures growth over `window`.
     pub fn new(limit: usize, window: Duration) -> Self {
         Self {
             limit,
@@ -68,7 +67,7 @@ impl Incoming {
         }
     }
 
-    /// A message that has begun, of which nothing is counted yet.
+    /// A new message, with nothing counted yet.
     pub fn begin(self: &Arc<Self>) -> Unfinished {
         let mut state = self.state.lock();
         let key = state.entries.insert(Entry {
@@ -76,7 +75,7 @@ impl Incoming {
             missing: u64::MAX,
             growth: Growth::new(Instant::now()),
             is_cut: false,
-            waits_for_room: false,
+            waits_for_space: false,
             waker: None,
         });
         state.by_end.insert((u64::MAX, key));
@@ -86,15 +85,15 @@ impl Incoming {
         }
     }
 
-    /// Bytes that all unfinished messages hold.
+    /// Bytes of all unfinished messages.
     pub fn bytes(&self) -> usize {
         self.state.lock().total
     }
 }
 
 impl Unfinished {
-    /// The message holds `held` bytes now, and lacks `missing` more. Where this is too much for all
-    /// together, others are cut, or in the end this one.
+    /// Counts `held` bytes of the message, and `missing` ones. Beyond the limit other messages are cut,
+    /// and this one last.
     pub fn update(&self, held: usize, missing: u64) {
         let mut guard = self.incoming.state.lock();
         let state = &mut *guard;
@@ -117,7 +116,7 @@ impl Unfinished {
         state.wake(self.incoming.limit);
     }
 
-    /// Waits until more of the message may be read; the task is woken, too, when the message is cut.
+    /// Waits until more of the message may be read; a cut wakes the task as well.
     ///
     /// # Errors
     /// [`NoSpace`] when it was cut.
@@ -128,12 +127,12 @@ impl Unfinished {
         entry.watch(cx)?;
         state.by_end.insert((entry.missing, self.key));
         let is_nearest = state.by_end.first().map(|(_, key)| *key) == Some(self.key);
-        let has_room = state.has_room(self.incoming.limit) || is_nearest;
+        let has_space = state.has_space(self.incoming.limit) || is_nearest;
         let entry = &mut state.entries[self.key];
-        entry.waits_for_room = !has_room;
-        // Time in which nothing is read does not count.
+        entry.waits_for_space = !has_space;
+        // Growth is measured only while the message is read.
         let now = Instant::now();
-        match has_room {
+        match has_space {
             true => {
                 entry.growth.resume(now);
                 Poll::Ready(Ok(()))
@@ -145,17 +144,17 @@ impl Unfinished {
         }
     }
 
-    /// Waits until the message is cut, while nothing more of it is read.
+    /// Waits until the message is cut, while its task does not read.
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<NoSpace> {
         let mut guard = self.incoming.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
-        entry.waits_for_room = false;
+        entry.waits_for_space = false;
         entry.growth.pause(Instant::now());
         if let Err(cut) = entry.watch(cx) {
             return Poll::Ready(cut);
         }
-        // It does not get nearer to its end now.
+        // Without reads it cannot be the one to finish first.
         state.by_end.remove(&(entry.missing, self.key));
         state.wake(self.incoming.limit);
         Poll::Pending
@@ -176,12 +175,12 @@ impl Drop for Unfinished {
 }
 
 impl State {
-    /// Whether what is held, for as long as it is, leaves room for more.
-    fn has_room(&self, limit: usize) -> bool {
+    /// Whether there is space, with cut entries counted until they are dropped.
+    fn has_space(&self, limit: usize) -> bool {
         self.total + self.dropping <= limit
     }
 
-    /// Cuts the messages that grew least, until there is space; that of `growing` last.
+    /// Cuts the messages that grew least, until the limit is kept; `growing` last.
     fn cut(&mut self, growing: usize, incoming: &Incoming) {
         let now = Instant::now();
         let others = self
@@ -199,7 +198,7 @@ impl State {
             }
             let entry = &mut self.entries[key];
             entry.is_cut = true;
-            // Its task drops what it holds as soon as it is woken.
+            // Its task drops the bytes when it runs.
             self.total -= entry.held;
             self.dropping += entry.held;
             self.by_end.remove(&(entry.missing, key));
@@ -207,15 +206,16 @@ impl State {
         }
     }
 
-    /// Wakes the messages that wait and may be read now.
+    /// Wakes the tasks that wait for space and may read now.
     fn wake(&mut self, limit: usize) {
-        if self.has_room(limit) {
-            // Nearly always there are none.
+        if self.has_space(limit) {
             let waiting = self.entries.iter_mut().map(|(_, entry)| entry);
-            waiting.filter(|it| it.waits_for_room).for_each(Entry::wake);
+            waiting
+                .filter(|it| it.waits_for_space)
+                .for_each(Entry::wake);
         } else if let Some((_, key)) = self.by_end.first() {
             let entry = &mut self.entries[*key];
-            if entry.waits_for_room {
+            if entry.waits_for_space {
                 entry.wake();
             }
         }
@@ -223,7 +223,7 @@ impl State {
 }
 
 impl Entry {
-    /// Has the task woken when something changes.
+    /// Registers the task for the next change.
     fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), NoSpace> {
         if self.is_cut {
             return Err(NoSpace);
@@ -236,21 +236,21 @@ impl Entry {
     }
 
     fn wake(&mut self) {
-        self.waits_for_room = false;
+        self.waits_for_space = false;
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 }
 
-/// How much a message grew lately: exact for steps of a window, even between them.
+/// The growth of a message in a sliding window: exact at its steps, interpolated between them.
 #[derive(Debug)]
 struct Growth {
     /// When the current window began.
     since: Instant,
     current: usize,
     previous: usize,
-    /// Since when nothing is read of it.
+    /// When reads of it paused.
     paused: Option<Instant>,
 }
 
@@ -270,7 +270,7 @@ impl Growth {
         self.current += bytes;
     }
 
-    /// Bytes by which it grew in the last `window` in which it was read.
+    /// Growth in the last `window` of reading.
     fn of_last(&mut self, window: Duration, now: Instant) -> usize {
         let now = self.paused.unwrap_or(now);
         self.roll(window, now);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_dropped_is_counted_no_more() {
+    async fn dropped_messages_are_no_longer_counted() {
         let incoming = incoming(100);
         let one = incoming.begin();
         one.update(60, 5);
@@ -362,7 +362,7 @@ mod tests {
         assert_ne!(room(&steady), Poll::Ready(Err(NoSpace)));
         assert_ne!(room(&new), Poll::Ready(Err(NoSpace)));
         assert_eq!(incoming.bytes(), 60);
-        // What it still holds is given back once.
+        // Its bytes are released once.
         dripping.update(90, 1);
         drop(dripping);
         assert_eq!(incoming.bytes(), 60);
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_task_is_woken_that_does_not_wait_for_room() {
+    async fn no_task_is_woken_that_does_not_wait_for_space() {
         let incoming = incoming(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
@@ -438,16 +438,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn time_in_which_it_is_not_read_does_not_count() {
         let incoming = incoming(100);
-        let [near, held_up, new] = [(); 3].map(|()| incoming.begin());
+        let [near, paused, new] = [(); 3].map(|()| incoming.begin());
         near.update(10, 1);
-        held_up.update(90, 20);
+        paused.update(90, 20);
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(held_up.poll_cut(&mut cx).is_pending());
+        assert!(paused.poll_cut(&mut cx).is_pending());
         pass(30).await;
-        // It grew by 90 before it was held up, and the other by nothing lately.
+        // It grew by 90 before the pause, and the other by nothing lately.
         new.update(10, 1);
         assert_eq!(room(&near), Poll::Ready(Err(NoSpace)));
-        assert_ne!(room(&held_up), Poll::Ready(Err(NoSpace)));
+        assert_ne!(room(&paused), Poll::Ready(Err(NoSpace)));
         assert_eq!(incoming.bytes(), 100);
     }
 

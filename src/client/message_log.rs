@@ -1,4 +1,4 @@
-//! What `--log-messages` logs: the beginning of each message.
+//! Logs the beginning of each message, for `--log-messages`.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use crate::excerpt::excerpt;
 use crate::format::Frames;
 use crate::message::Kind;
 
-/// Logs messages that came from a client.
+/// Logs messages received from a client.
 pub fn received(span: &Span, frames: &Frames) {
     log_each(span, "Received from client", frames);
 }
 
-/// Logs messages that go to every client of a room.
+/// Logs messages broadcast to a room.
 pub fn broadcasting(span: &Span, frames: &Frames) {
     log_each(span, "Broadcasting", frames);
 }
@@ -24,7 +24,7 @@ fn log_each(span: &Span, what: &str, frames: &Frames) {
     }
 }
 
-/// The beginning of a message for the log, on one line whatever the client sent.
+/// The beginning of a message, escaped so that it stays on one log line.
 struct Excerpt<'a>(Kind, &'a [u8]);
 
 impl fmt::Display for Excerpt<'_> {

@@ -1,26 +1,27 @@
-//! What the log says of a client when it is gone.
+//! Counts a client's messages; logs its connect and disconnect.
 
 use tokio::time::Instant;
 use tracing::{Span, error, info};
 
 use crate::disconnect::Disconnect;
 
-/// What the log says of a client when it is gone, whichever way it goes.
+/// The record of one connection; dropping it logs the disconnect, so that no path out of a client's task
+/// can miss it.
 #[derive(Debug)]
 pub struct ConnectionRecord {
-    /// What tells its log lines from others'.
+    /// The span of the client's log lines.
     pub span: Span,
     since: Instant,
-    /// Messages that came from it.
+    /// Messages received from the client.
     pub received: u64,
-    /// Messages that were to go to it.
+    /// Messages given to the socket, written or not.
     pub sent: u64,
-    /// Why it is gone, once it is.
+    /// Why the client disconnected; none where its task was dropped or failed.
     pub why: Option<Disconnect>,
 }
 
 impl ConnectionRecord {
-    /// Says that a client has come, and will say when it is gone.
+    /// Logs the connect.
     pub fn new(span: Span) -> Self {
         info!(parent: &span, "client connected");
         Self {

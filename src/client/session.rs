@@ -25,50 +25,49 @@ use crate::protocol::frame;
 use crate::room::Subscription;
 use crate::transport::Transport;
 
-/// One client: the one task that reads its socket, writes to it and keeps its time.
+/// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
 #[derive(Debug)]
 pub struct Session<S> {
     config: Arc<Config>,
     socket: WebSocket<S>,
     subscription: Subscription,
-    presence: RoomGuard,
-    pulse: Option<Box<HeartbeatTimer>>,
+    room_guard: RoomGuard,
+    heartbeat_timer: Option<Box<HeartbeatTimer>>,
     plain: Arc<Plain>,
-    /// The last message that was answered, in echo mode.
-    answered: Option<MessageId>,
-    /// The last message that the client says it has, and that was not acknowledged yet.
+    /// The last message echoed, in echo mode.
+    last_echoed: Option<MessageId>,
+    /// The newest id from a pong, not yet passed on as an acknowledgement.
     receipt: Option<MessageId>,
-    /// Read, and not yet published.
-    draft: BatchBuilder,
-    /// To be written.
+    /// Messages read and not yet published.
+    batch_builder: BatchBuilder,
+    /// Chunks to write next.
     outbox: Outbox,
-    /// How often others have their turn before more is read.
-    yields: usize,
-    farewell: ConnectionRecord,
+    /// Times to yield to other tasks before the next read.
+    pending_yields: usize,
+    record: ConnectionRecord,
 }
 
-/// The heartbeat, and what wakes us for it.
+/// The heartbeat, and the alarm for its next check.
 #[derive(Debug)]
 struct HeartbeatTimer {
     heartbeat: Heartbeat,
     alarm: Pin<Box<Sleep>>,
 }
 
-/// What a session waits for between two turns, other than for its client or its room to say
-/// something.
+/// Why a turn ends, other than with nothing to read and nothing to write.
 #[derive(Debug)]
 enum Pause {
-    /// The client, to take what is left of the outbox.
+    /// The rest of the outbox waits for the socket.
     Write,
-    /// The other sessions, to have their turns.
+    /// Other tasks are due to run.
     Yield,
-    /// The heartbeat.
+    /// The heartbeat is due.
     Beat,
 }
 
 impl<S: Transport> Session<S> {
-    /// A session of a client that has got its 101; `ahead` is what it sent right behind its
-    /// handshake, and `span` tells its log lines from others'.
+    /// A session after the 101; `ahead` holds the bytes read after the handshake request, and `span`
+    /// labels the log lines.
     pub fn new(
         stream: S,
         ahead: Vec<u8>,
@@ -77,47 +76,50 @@ impl<S: Transport> Session<S> {
         incoming: Arc<Incoming>,
         span: Span,
     ) -> Self {
-        let farewell = ConnectionRecord::new(span);
-        let plain = membership.presence.plain().clone();
+        let record = ConnectionRecord::new(span);
+        let plain = membership.room_guard.plain().clone();
         let mut socket = WebSocket::new(stream, config.clone(), incoming);
-        let mut draft = BatchBuilder::default();
+        let mut batch_builder = BatchBuilder::default();
         let epoch = membership.subscription.epoch();
         let mut receipt = None;
-        socket.decode_ahead(ahead, sort(&plain, epoch, &mut draft, &mut receipt));
+        socket.decode_ahead(
+            ahead,
+            received_sink(&plain, epoch, &mut batch_builder, &mut receipt),
+        );
         Self {
             socket,
             outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
             subscription: membership.subscription,
-            presence: membership.presence,
-            pulse: HeartbeatTimer::new(&config).map(Box::new),
+            room_guard: membership.room_guard,
+            heartbeat_timer: HeartbeatTimer::new(&config).map(Box::new),
             plain,
-            answered: None,
+            last_echoed: None,
             receipt,
-            draft,
-            yields: 0,
-            farewell,
+            batch_builder,
+            pending_yields: 0,
+            record,
             config,
         }
     }
 
-    /// Serves the client to its end.
+    /// Runs until the client disconnects or is closed, then performs the closing handshake.
     pub async fn run(&mut self) {
         let Err(why) = self.serve().await;
-        // Out of the room first: the close frame and its answer may take a while.
+        // Before the closing handshake, which may wait for the client.
         self.subscription.leave();
-        let why = self.farewell.why.insert(why);
-        // In a box of its own: a client should not carry the room for it through its life.
-        let unread = match &self.pulse {
-            Some(pulse) => pulse.heartbeat.unread(self.socket.written()),
+        let why = self.record.why.insert(why);
+        let unread = match &self.heartbeat_timer {
+            Some(timer) => timer.heartbeat.unread(self.socket.written()),
             None => self.socket.written(),
         };
+        // Boxed: the future of a session should not hold this memory for the whole connection.
         Box::pin(self.socket.finish(why, unread)).await;
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
         Box::pin(self.begin()).await?;
-        // What is done for every message is done in a turn, without waiting. What waits has a box of
-        // its own, so that the future of a session stays small.
+        // A turn handles messages without waiting. The futures that wait are boxed, so that the future
+        // of a session stays small.
         loop {
             match poll_fn(|cx| self.poll_turn(cx)).await? {
                 Pause::Write => Box::pin(self.write()).await?,
@@ -127,62 +129,62 @@ impl<S: Transport> Session<S> {
         }
     }
 
-    /// Greets the client and publishes what it sent ahead.
+    /// Writes the welcome and publishes the messages read ahead.
     async fn begin(&mut self) -> Result<(), Disconnect> {
         if self.config.service.mode == Mode::Echo {
             self.replay().await?;
         }
         self.write().await?;
-        self.publish_draft();
+        self.publish_read();
         self.write().await
     }
 
-    /// Writes the history of an echo room before anything is read, so that answers come behind it.
+    /// Writes the history of an echo room before the first read, so that echoes follow it.
     async fn replay(&mut self) -> Result<(), Disconnect> {
         loop {
             let sent = self.subscription.replay(&mut self.outbox)?;
             if sent == 0 {
                 return Ok(());
             }
-            self.farewell.sent += sent;
+            self.record.sent += sent;
             self.write().await?;
         }
     }
 
-    /// Publishes what the client says and writes what the room says, until neither says anything or
-    /// something has to be waited for.
+    /// Publishes messages from the client and writes messages from the room, until neither has more or
+    /// a [`Pause`] is due.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pause, Disconnect>> {
-        if let Some(pulse) = &mut self.pulse
-            && pulse.alarm.as_mut().poll(cx).is_ready()
+        if let Some(timer) = &mut self.heartbeat_timer
+            && timer.alarm.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Ok(Pause::Beat));
         }
-        // Whether the room has nothing more, and will wake us when it has.
+        // Whether the room has no more messages, and wakes this task for later ones.
         let mut watched = false;
         for _ in 0..ROUNDS_PER_TURN {
-            // The others have their turn before more is read: then that is more at once, and their
-            // queues do not fill only because a sender is faster than the scheduler.
-            if self.yields > 0 {
-                self.yields -= 1;
+            // Receivers run before the next read: their queues do not overflow only because a sender is
+            // faster than the scheduler, and the next read brings more at once.
+            if self.pending_yields > 0 {
+                self.pending_yields -= 1;
                 return Poll::Ready(Ok(Pause::Yield));
             }
-            // The outbox is empty here: a client that sends without reading holds up itself.
+            // The outbox is empty here: a client that sends without reading gets backpressure.
             let read = self.poll_read(cx)?;
             if read.is_ready() {
-                self.publish_draft();
-                self.yields += usize::from(self.socket.end_turn());
-                // Answers leave at once: the end of the room must not overtake them.
+                self.publish_read();
+                self.pending_yields += usize::from(self.socket.end_turn());
+                // Echoes are written at once: the end of the room must not overtake them.
                 if !self.socket.try_write(&mut self.outbox)? {
                     return Poll::Ready(Ok(Pause::Write));
                 }
             }
-            // Once for each read, so that neither starves: a client that is always behind is heard,
-            // too.
+            // Once for each read, so that neither direction starves, not even for a client that is
+            // always behind.
             if !watched {
                 let given = self.subscription.poll_next(cx, &mut self.outbox)?;
                 if let Poll::Ready(sent) = given {
-                    self.farewell.sent += sent;
-                    if self.subscription.take_asked() {
+                    self.record.sent += sent;
+                    if self.subscription.take_ping_request() {
                         self.push_ping();
                     }
                     if !self.socket.try_write(&mut self.outbox)? {
@@ -201,41 +203,46 @@ impl<S: Transport> Session<S> {
         Poll::Ready(Ok(Pause::Yield))
     }
 
-    /// Reads into the draft.
+    /// Reads into the batch builder.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
         let epoch = self.subscription.epoch();
-        let sink = sort(&self.plain, epoch, &mut self.draft, &mut self.receipt);
+        let sink = received_sink(
+            &self.plain,
+            epoch,
+            &mut self.batch_builder,
+            &mut self.receipt,
+        );
         self.socket.poll_read(cx, sink)
     }
 
-    /// Publishes what was read, batch by batch.
-    fn publish_draft(&mut self) {
-        self.hear();
+    /// Publishes the messages read, batch by batch.
+    fn publish_read(&mut self) {
+        self.note_received();
         self.take_receipt();
-        let mut audience = 0;
-        while let Some(frames) = self.draft.take() {
-            audience = self.publish(frames);
+        let mut receivers = 0;
+        while let Some(frames) = self.batch_builder.take() {
+            receivers = self.publish(frames);
         }
-        self.yields += audience / TASKS_PER_YIELD;
+        self.pending_yields += receivers / TASKS_PER_YIELD;
     }
 
-    /// Publishes a batch; returns how many clients it waits for. In echo mode, it is the answer.
+    /// Publishes a batch, and echoes it in echo mode; returns how many queues hold it.
     fn publish(&mut self, frames: Frames) -> usize {
-        let span = &self.farewell.span;
-        self.farewell.received += frames.payloads().len() as u64;
+        let span = &self.record.span;
+        self.record.received += frames.payloads().len() as u64;
         if self.config.logs.messages {
             message_log::received(span, &frames);
         }
-        // A sealed room takes nothing; what it holds is still to be written before the end.
-        let Ok(batch) = self.presence.publish(frames) else {
+        // A sealed room rejects the batch; the session still drains the log before it ends.
+        let Ok(batch) = self.room_guard.publish(frames) else {
             return 0;
         };
-        // Each queue that it waits in holds one.
-        let audience = Arc::strong_count(&batch);
+        // Each queue holds one reference.
+        let receivers = Arc::strong_count(&batch);
         match self.config.service.mode {
             Mode::Echo => {
-                self.farewell.sent += batch.len() as u64;
-                self.answered = Some(batch.last_id());
+                self.record.sent += batch.len() as u64;
+                self.last_echoed = Some(batch.last_id());
                 let (format, first) = (self.subscription.format(), batch.seqs().start);
                 self.outbox.push(format::render(batch, format, first));
             }
@@ -244,94 +251,94 @@ impl<S: Transport> Session<S> {
             }
             Mode::Broadcast => {}
         }
-        audience
+        receivers
     }
 
-    /// Writes the outbox, however long the client takes for that.
+    /// Writes the whole outbox, and waits for the socket where necessary.
     async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
-        if waited && let Some(pulse) = &mut self.pulse {
+        if waited && let Some(timer) = &mut self.heartbeat_timer {
             let written = self.socket.written();
-            pulse.heartbeat.took(Instant::now(), written);
+            timer.heartbeat.wrote_after_wait(Instant::now(), written);
         }
         Ok(())
     }
 
-    /// Does what the heartbeat asks for, and sets the alarm for when it will ask next.
+    /// Checks the heartbeat, and sets the alarm for its next check.
     async fn beat(&mut self) -> Result<(), Disconnect> {
-        self.hear();
-        let Some(pulse) = &mut self.pulse else {
+        self.note_received();
+        let Some(timer) = &mut self.heartbeat_timer else {
             return Ok(());
         };
-        match pulse.heartbeat.check(Instant::now()) {
+        match timer.heartbeat.check(Instant::now()) {
             Beat::Wait => {}
             Beat::Ping => {
                 let last = self.push_ping();
                 self.write().await?;
-                if let Some(pulse) = &mut self.pulse {
+                if let Some(timer) = &mut self.heartbeat_timer {
                     let written = self.socket.written();
-                    pulse.heartbeat.pinged(Instant::now(), written, last);
+                    timer.heartbeat.pinged(Instant::now(), written, last);
                 }
             }
-            Beat::GiveUp => self.listen_once_more().await?,
+            Beat::GiveUp => self.read_before_giving_up().await?,
         }
-        if let Some(pulse) = &mut self.pulse {
-            pulse.alarm.as_mut().reset(pulse.heartbeat.due());
+        if let Some(timer) = &mut self.heartbeat_timer {
+            timer.alarm.as_mut().reset(timer.heartbeat.due());
         }
         Ok(())
     }
 
-    /// Has a ping written that names what was written last, which it returns.
+    /// Queues a ping that carries the id of the last message written, and returns that id.
     ///
-    /// Where a publisher waits for what the client has, the heartbeat knows nothing of it: or a
-    /// client that is dead would never be found out while somebody asks for it.
+    /// A ping for a receipt does not reach the heartbeat: otherwise repeated requests would postpone the
+    /// detection of a dead client.
     fn push_ping(&mut self) -> Option<MessageId> {
-        // Answers come behind the history.
-        let last = self.answered.or(self.subscription.last());
+        // Echoes follow the history.
+        let last = self.last_echoed.or(self.subscription.last());
         self.outbox.push(frame::ping(last).into());
         last
     }
 
-    /// Takes the client's last pong for what it is: a receipt for all messages up to the one named.
+    /// Passes on the client's last pong, which acknowledges all messages up to its id.
     fn take_receipt(&mut self) {
         let Some(id) = self.receipt.take() else {
             return;
         };
         self.subscription.acknowledge(id);
-        if let Some(pulse) = &mut self.pulse {
-            pulse.heartbeat.acknowledged(id);
+        if let Some(timer) = &mut self.heartbeat_timer {
+            timer.heartbeat.acknowledged(id);
         }
     }
 
-    /// Gives the client up, unless its answer arrived while we were busy and is still to be read.
-    async fn listen_once_more(&mut self) -> Result<(), Disconnect> {
-        // Lets the runtime look at the sockets.
+    /// Closes the client as dead, unless its answer arrived during a write and is still unread.
+    async fn read_before_giving_up(&mut self) -> Result<(), Disconnect> {
+        // The runtime polls the sockets meanwhile.
         yield_now().await;
         let read = poll_fn(|cx| Poll::Ready(self.poll_read(cx)));
         if let Poll::Ready(read) = read.await {
             read?;
-            self.publish_draft();
+            self.publish_read();
             return self.write().await;
         }
-        if self.hear() {
+        if self.note_received() {
             Ok(())
         } else {
             Err(Disconnect::NoPong)
         }
     }
 
-    /// Tells the heartbeat if anything came from the client, and returns whether it did.
-    fn hear(&mut self) -> bool {
-        let heard = self.socket.heard();
-        if heard && let Some(pulse) = &mut self.pulse {
-            pulse.heartbeat.heard();
+    /// Passes on to the heartbeat whether bytes were received, and returns it.
+    fn note_received(&mut self) -> bool {
+        let has_received = self.socket.take_received();
+        if has_received && let Some(timer) = &mut self.heartbeat_timer {
+            timer.heartbeat.received();
         }
-        heard
+        has_received
     }
 }
 
 impl HeartbeatTimer {
-    /// A heart that beats as `config` says, if it does.
+    /// The timer; none where the ping interval is zero.
     fn new(config: &Config) -> Option<Self> {
         let (interval, timeout) = (
             config.times.ping_interval.get(),
@@ -347,16 +354,16 @@ impl HeartbeatTimer {
     }
 }
 
-/// Where goes what was read: a message, encoded, into the draft; of pongs the last that names a
-/// message of this log is a receipt. Clients send pongs of their own, too.
-fn sort(
+/// A sink for received frames: encodes messages into `batch_builder`, and keeps as `receipt` the id of the
+/// last pong of this log. Other pongs are ignored, as clients may send unsolicited ones.
+fn received_sink(
     plain: &Plain,
     epoch: u64,
-    draft: &mut BatchBuilder,
+    batch_builder: &mut BatchBuilder,
     receipt: &mut Option<MessageId>,
 ) -> impl FnMut(Received<'_>) {
     move |received| match received {
-        Received::Message(kind, payload) => plain.encode(kind, payload, draft),
+        Received::Message(kind, payload) => plain.encode(kind, payload, batch_builder),
         Received::Pong(payload) => {
             let id = str::from_utf8(payload).ok().and_then(|id| id.parse().ok());
             *receipt = id.filter(|id: &MessageId| id.epoch == epoch).or(*receipt);
@@ -364,14 +371,14 @@ fn sort(
     }
 }
 
-/// About as many tasks the runtime runs before one that yielded is run again.
+/// Receivers for one yield: about as many tasks as the runtime runs before a yielded task runs again.
 const TASKS_PER_YIELD: usize = 61;
 
-/// How often a session reads and writes in one turn; then others have theirs. Without a bound, one
-/// whose client and room never pause keeps its thread from all others.
+/// Reads and writes in one turn. Without a bound, a session whose client and room never pause starves
+/// the other tasks of its thread.
 const ROUNDS_PER_TURN: usize = 64;
 
-/// A list that grew longer than this in a burst is given back, so that idle clients stay small.
+/// A list that grew beyond this in a burst is freed, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
 #[cfg(test)]
@@ -416,7 +423,7 @@ mod tests {
     }
 
     impl Peer {
-        /// A session in the default room, whose socket holds so many bytes on their way.
+        /// A session in the default room, whose socket buffers `window` bytes.
         async fn join(hub: &Arc<Hub>, config: &Arc<Config>, window: usize) -> Self {
             let (stream, theirs) = duplex(window);
             let membership = hub.join("/", Follow::default()).unwrap();
@@ -430,7 +437,7 @@ mod tests {
             }
         }
 
-        /// A session with these changes to the defaults, and much space in its socket.
+        /// A session with these changes to the defaults, and a large socket buffer.
         async fn with(change: impl FnOnce(&mut Config)) -> Self {
             let (hub, config) = hub(change);
             Self::join(&hub, &config, 1 << 20).await
@@ -457,7 +464,7 @@ mod tests {
             self.start.elapsed()
         }
 
-        /// Waits for the session to end; says when it did.
+        /// Waits for the session to end; returns when it did.
         async fn end(self) -> Duration {
             self.session.await.unwrap();
             self.start.elapsed()
@@ -479,19 +486,22 @@ mod tests {
     fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
         let publisher = hub.join("/", Follow::default()).unwrap();
         for _ in 0..count {
-            let mut draft = BatchBuilder::default();
+            let mut builder = BatchBuilder::default();
             let payload = vec![7; size];
             publisher
-                .presence
+                .room_guard
                 .plain()
-                .encode(Kind::Binary, &payload, &mut draft);
-            publisher.presence.publish(draft.take().unwrap()).unwrap();
+                .encode(Kind::Binary, &payload, &mut builder);
+            publisher
+                .room_guard
+                .publish(builder.take().unwrap())
+                .unwrap();
         }
     }
 
     #[tokio::test]
     async fn a_client_that_never_pauses_leaves_others_their_turn() {
-        // In broadcast mode its own messages would wake it.
+        // In broadcast mode its own messages would wake the session.
         let (hub, config) = hub(|config| config.service.mode = Mode::Echo);
         let membership = hub.join("/", Follow::default()).unwrap();
         let mut endless = Stub::new(b"\x81\x82\0\0\0\0hi");
@@ -510,7 +520,7 @@ mod tests {
             tokio::spawn(async move { hub.history("/", None).unwrap().1.last.unwrap().seq })
         };
         assert_eq!(published().await.unwrap(), ROUNDS_PER_TURN as u64);
-        // And it has another turn.
+        // The session runs again.
         yield_now().await;
         assert!(published().await.unwrap() > ROUNDS_PER_TURN as u64);
         session.abort();
@@ -523,7 +533,7 @@ mod tests {
         assert_eq!(peer.elapsed(), secs(10));
         peer.expect_close(1011).await;
         assert_eq!(peer.elapsed(), secs(15));
-        // It does not answer the close frame either.
+        // The close frame is not answered either.
         assert_eq!(peer.end().await, secs(15 + 2));
     }
 
@@ -550,7 +560,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_an_interval_nobody_is_pinged() {
+    async fn without_an_interval_no_ping_is_sent() {
         let mut peer =
             Peer::with(|config| config.times.ping_interval = Time::from(Duration::ZERO)).await;
         tokio::time::sleep(secs(1000)).await;
@@ -559,9 +569,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_busy_with_our_backlog_stays_and_is_pinged_behind_it() {
+    async fn a_client_that_reads_a_backlog_stays_and_is_pinged_behind_it() {
         let (hub, config) = hub(|_| {});
-        // Or the room would be forgotten with its publisher.
+        // Keeps the room when its publisher leaves.
         let _room = hub.join("/", Follow::default()).unwrap();
         publish(&hub, 100, 1000);
         let mut peer = Peer::join(&hub, &config, 64).await;
@@ -572,7 +582,7 @@ mod tests {
         let (first, id) = peer.frame().await;
         assert_eq!(first, PING);
         assert!(id.ends_with(b"-100"), "{}", id.escape_ascii());
-        // The pong comes late, but within the grace that a client has behind a backlog.
+        // The pong is late, but within the grace for a client under backpressure.
         tokio::time::sleep(secs(9)).await;
         let pong = [0x8a, 0x80, 0, 0, 0, 0];
         peer.stream.write_all(&pong).await.unwrap();
@@ -580,12 +590,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_came_while_we_were_busy_writing_counts() {
+    async fn an_answer_received_during_a_write_counts() {
         let (hub, config) = hub(|_| {});
         let mut peer = Peer::join(&hub, &config, 64).await;
         assert_eq!(peer.frame().await.0, PING);
         publish(&hub, 1, 1000);
-        // Half of it in time for nothing to be judged, the pong, and the rest after the deadline.
+        // The pong, half of the message before the deadline, and the rest after it.
         let pong = [0x8a, 0x80, 0, 0, 0, 0];
         peer.stream.write_all(&pong).await.unwrap();
         let mut half = [0; 500];
@@ -627,7 +637,7 @@ mod tests {
         tokio::time::sleep(secs(9)).await;
         peer.stream.write_all(&fragment(0x00)).await.unwrap();
         tokio::time::sleep(secs(9)).await;
-        // Which is no part of the message.
+        // A ping is no part of the message.
         peer.stream.write_all(&fragment(0x89)).await.unwrap();
         assert_eq!(peer.frame().await, (0x8a, b"x".to_vec()));
         peer.expect_close(1013).await;
@@ -662,7 +672,7 @@ mod tests {
         peer.stream.write_all(&message[..8]).await.unwrap();
         yield_now().await;
         publish(&hub, 1, 1000);
-        // While it takes that, it is not read.
+        // The session does not read during the write.
         for _ in 0..4 {
             tokio::time::sleep(secs(9)).await;
             peer.stream.read_u8().await.unwrap();
@@ -729,7 +739,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_was_forgotten_by_the_room_is_told_1013() {
+    async fn a_client_whose_messages_were_evicted_is_closed_with_1013() {
         let (hub, config) = hub(|config| {
             config.history.limit = 2;
             config.limits.max_queue = 1;
@@ -737,7 +747,7 @@ mod tests {
         });
         let mut peer = Peer::join(&hub, &config, 64).await;
         publish(&hub, 1, 1000);
-        // Its session is in the middle of writing now.
+        // The session is in the middle of a write now.
         peer.stream.read_u8().await.unwrap();
         publish(&hub, 10, 50);
         let mut rest = vec![0; 1003];
@@ -747,29 +757,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_is_behind_is_heard() {
+    async fn messages_from_a_client_behind_are_published() {
         let (hub, config) = hub(|config| config.limits.max_queue_bytes = 1000.into());
-        let mut witness = Peer::join(&hub, &config, 1 << 20).await;
+        let mut receiver = Peer::join(&hub, &config, 1 << 20).await;
         publish(&hub, 10, 1000);
         for _ in 0..10 {
-            assert_eq!(witness.frame().await.1.len(), 1000);
+            assert_eq!(receiver.frame().await.1.len(), 1000);
         }
-        // Each piece of the history is more than its socket takes at once.
+        // Each step of the history exceeds the socket's buffer.
         let mut behind = Peer::join(&hub, &config, 64).await;
         behind.stream.write_all(&text("I am here")).await.unwrap();
         for _ in 0..3 {
             assert_eq!(behind.frame().await.1.len(), 1000);
         }
-        assert_eq!(witness.frame().await.1, b"I am here");
-        assert_eq!(witness.elapsed(), secs(0));
+        assert_eq!(receiver.frame().await.1, b"I am here");
+        assert_eq!(receiver.elapsed(), secs(0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_has_caught_up_gets_what_comes_then() {
+    async fn a_client_that_has_caught_up_gets_live_messages() {
         let (hub, config) = hub(|config| config.limits.max_queue = 1);
         let mut peer = Peer::join(&hub, &config, 64).await;
         publish(&hub, 1, 1000);
-        // Its session is in the middle of writing now, and more comes than may wait for it.
+        // The session is in the middle of a write now, and its queue overflows.
         peer.stream.read_u8().await.unwrap();
         publish(&hub, 2, 10);
         let mut rest = vec![0; 1003];

@@ -1,4 +1,4 @@
-//! A socket: what one read brought becomes messages, and shared frames leave in few writes.
+//! A WebSocket: decodes messages from one read at a time, and writes shared frames in few writes.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,45 +22,43 @@ use crate::transport::Transport;
 use crate::transport::read::{READ_OF_LARGE_MESSAGES, READ_OF_SMALL_MESSAGES, with_buffer};
 use crate::transport::write::{linger, try_write, write};
 
-/// What a close frame may stand behind, in the buffers on its way, to be waited for.
+/// Unread bytes ahead of a close frame for which the closing handshake waits, at most.
 const UNREAD_MAX: u64 = 1 << 20;
 
-/// Bytes of a message that is not small.
+/// Average bytes of a message from which on reads are large.
 const LARGE_MESSAGE: usize = 1024;
 
 /// One WebSocket on the server's side.
-///
-/// Nothing but the rest of a write follows it, so frames cannot be torn.
 #[derive(Debug)]
 pub struct WebSocket<S> {
     stream: S,
     decoder: Decoder,
-    /// How much the next read may bring.
+    /// The most bytes of the next read.
     read_size: usize,
-    /// Bytes read since the client last had nothing to say.
-    turn: usize,
-    /// Whether anything was read.
-    heard: bool,
-    /// A write is not done, maybe amid a frame: nothing but the rest of it can follow.
-    torn: bool,
-    /// Bytes that were written to the client.
+    /// Bytes read since the socket last had none, or since the last yield.
+    bytes_this_turn: usize,
+    /// Whether bytes were received since the last [`take_received`](Self::take_received).
+    has_received: bool,
+    /// A partial write, maybe within a frame; only its rest may follow.
+    write_pending: bool,
+    /// Bytes written to the client.
     written: u64,
-    /// There while the client is amid a message.
+    /// The incoming message that is incomplete, if any.
     unfinished: Option<Box<Progress>>,
     incoming: Arc<Incoming>,
     config: Arc<Config>,
 }
 
-/// How a message goes on that is not complete.
+/// The progress of an incomplete message.
 #[derive(Debug)]
 struct Progress {
-    /// Its share of what all clients together may hold, unless it is too small to be counted.
+    /// Its share of `--max-incoming`; none below [`COUNTED_FROM`].
     share: Option<Unfinished>,
-    /// How many bytes of it there are.
+    /// Bytes received of it.
     held: usize,
-    /// When the last byte of it came; time in which nothing was read is added.
+    /// When its last byte was received; time without reads is added.
     since: Instant,
-    /// Since when it is not read for want of room.
+    /// When reads paused for want of space in `--max-incoming`.
     paused: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
 }
@@ -77,20 +75,20 @@ impl Progress {
     }
 }
 
-/// Bytes of an unfinished message from which on it is counted. Fewer are a part of what a client
-/// costs, and are there often: a read mostly ends somewhere amid a message when many come.
+/// Bytes from which on an unfinished message is counted. Smaller ones are frequent, as a read of many
+/// messages mostly ends within one, and belong to the fixed cost of a client.
 const COUNTED_FROM: usize = 1024;
 
 impl<S: Transport> WebSocket<S> {
-    /// A socket whose handshake is done.
+    /// A socket after its handshake.
     pub fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
         Self {
             stream,
             decoder: Decoder::new(config.limits.max_message_size.bytes()),
             read_size: READ_OF_SMALL_MESSAGES,
-            turn: 0,
-            heard: false,
-            torn: false,
+            bytes_this_turn: 0,
+            has_received: false,
+            write_pending: false,
             written: 0,
             unfinished: None,
             incoming,
@@ -98,31 +96,31 @@ impl<S: Transport> WebSocket<S> {
         }
     }
 
-    /// Gives `sink` what came right behind the handshake.
+    /// Decodes the bytes read after the handshake request into `sink`.
     pub fn decode_ahead(&mut self, mut ahead: Vec<u8>, mut sink: impl FnMut(Received<'_>)) {
         self.decoder.decode(&mut ahead, &mut sink);
     }
 
-    /// Gives `sink` the messages and pongs of the next read that brings any.
+    /// Decodes the next read with messages or pongs into `sink`.
     ///
     /// # Errors
-    /// Why there will be no more, once all messages before that were given.
+    /// Why reading ended, after all messages before that were decoded.
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Received<'_>),
     ) -> Poll<Result<(), Disconnect>> {
-        // Most turns are the room's: then there is nothing here but to be woken when there is.
+        // Most wakes come from the room and leave nothing to read: register for readiness only.
         if self.decoder.is_idle() && self.stream.poll_readable(cx).is_pending() {
-            self.turn = 0;
+            self.bytes_this_turn = 0;
             self.unfinished = None;
             return Poll::Pending;
         }
         if self.unfinished.is_some() {
-            ready!(self.poll_room(cx))?;
+            ready!(self.poll_budget(cx))?;
         }
         while !self.is_turn_over() {
-            let (mut messages, mut pongs, before) = (0, 0, self.turn);
+            let (mut messages, mut pongs, before) = (0, 0, self.bytes_this_turn);
             let read = self.poll_decode(cx, &mut |received| {
                 match received {
                     Received::Message(..) => messages += 1,
@@ -131,9 +129,9 @@ impl<S: Transport> WebSocket<S> {
                 sink(received);
             });
             self.answer(cx);
-            if self.turn > before {
-                // What comes next will probably be of the same kind.
-                self.read_size = match self.turn - before >= messages * LARGE_MESSAGE {
+            if self.bytes_this_turn > before {
+                // The next messages are probably of the same size.
+                self.read_size = match self.bytes_this_turn - before >= messages * LARGE_MESSAGE {
                     true => READ_OF_LARGE_MESSAGES,
                     false => READ_OF_SMALL_MESSAGES,
                 };
@@ -148,17 +146,17 @@ impl<S: Transport> WebSocket<S> {
                 return Poll::Ready(Err(why));
             }
             if read.is_pending() {
-                self.turn = 0;
+                self.bytes_this_turn = 0;
                 return self.poll_unfinished(cx);
             }
         }
-        self.turn = 0;
+        self.bytes_this_turn = 0;
         cx.waker().wake_by_ref();
         self.poll_unfinished(cx)
     }
 
-    /// Waits until more of an unfinished message may be read.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
+    /// Waits until `--max-incoming` permits more of an unfinished message.
+    fn poll_budget(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
         let Some(progress) = &mut self.unfinished else {
             return Poll::Ready(Ok(()));
         };
@@ -172,18 +170,18 @@ impl<S: Transport> WebSocket<S> {
                 }
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(_)) => Poll::Ready(Err(self.abandon(Disconnect::NoSpace))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(self.drop_unfinished(Disconnect::NoSpace))),
             Poll::Pending => {
                 progress.paused.get_or_insert_with(Instant::now);
-                // It cannot be judged by what is not read.
-                self.heard = true;
+                // Counts as received: the heartbeat cannot expect an answer while reads pause.
+                self.has_received = true;
                 Poll::Pending
             }
         }
     }
 
-    /// Counts what is there of a message that is not complete, if there is one, from `least` bytes on;
-    /// `anew` says that it began after what was counted last.
+    /// Counts the incomplete message, if there is one and it has `least` bytes; `anew` means that it began
+    /// after the one counted last.
     fn count_unfinished(&mut self, least: usize, anew: bool) -> Option<&mut Progress> {
         let Some((held, missing)) = self.decoder.unfinished() else {
             self.unfinished = None;
@@ -209,37 +207,36 @@ impl<S: Transport> WebSocket<S> {
         Some(progress)
     }
 
-    /// Waits for more of the message that the client is amid of, if it is amid of one, and not for
-    /// longer than the write timeout.
+    /// Waits for the rest of the incomplete message, if there is one, at most for the write timeout.
     fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
         if self.count_unfinished(0, false).is_none() {
             return Poll::Pending;
         }
-        // It may be the one that is cut.
-        ready!(self.poll_room(cx))?;
+        // The count may have cut this message.
+        ready!(self.poll_budget(cx))?;
         let patience = self.config.times.write_timeout.get();
         let Some(progress) = &mut self.unfinished else {
             return Poll::Pending;
         };
-        // The alarm is set anew only when it goes off.
+        // Resetting the alarm only when it fires saves that work for each read.
         while progress.alarm.as_mut().poll(cx).is_ready() {
             let due = progress.since + patience;
             if due <= Instant::now() {
-                return Poll::Ready(Err(self.abandon(Disconnect::Unfinished)));
+                return Poll::Ready(Err(self.drop_unfinished(Disconnect::Unfinished)));
             }
             progress.alarm.as_mut().reset(due);
         }
         Poll::Pending
     }
 
-    /// Drops what there is of an unfinished message; nothing more is decoded.
-    fn abandon(&mut self, why: Disconnect) -> Disconnect {
+    /// Drops the unfinished message; nothing more is decoded.
+    fn drop_unfinished(&mut self, why: Disconnect) -> Disconnect {
         self.decoder.abandon();
         self.unfinished = None;
         why
     }
 
-    /// Reads the kernel once, and decodes what it brought.
+    /// Reads once from the kernel, and decodes the bytes.
     fn poll_decode(
         &mut self,
         cx: &mut Context<'_>,
@@ -255,8 +252,8 @@ impl<S: Transport> WebSocket<S> {
             let before = read.filled().len();
             match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
                 Ok(()) if read.filled().len() > before => {
-                    self.heard = true;
-                    self.turn += read.filled().len() - before;
+                    self.has_received = true;
+                    self.bytes_this_turn += read.filled().len() - before;
                 }
                 Ok(()) => self.decoder.end(Disconnect::Gone),
                 Err(error) => self.decoder.end(Disconnect::from_io(error)),
@@ -266,7 +263,7 @@ impl<S: Transport> WebSocket<S> {
         })
     }
 
-    /// Writes answers as far as the kernel takes them; the rest waits for the next chance.
+    /// Writes pongs and close frames as far as the kernel accepts them; the rest waits for the next call.
     fn answer(&mut self, cx: &mut Context<'_>) {
         while let Some(answers) = self.decoder.answers() {
             match Pin::new(&mut self.stream).poll_write(cx, answers) {
@@ -283,34 +280,34 @@ impl<S: Transport> WebSocket<S> {
         }
     }
 
-    /// Ends this client's turn, if it was read for long without a pause; returns whether others are to
-    /// have theirs before more is read.
+    /// Starts a new turn if enough was read without a pause; returns whether the task must yield before
+    /// the next read.
     pub fn end_turn(&mut self) -> bool {
         let over = self.is_turn_over();
         if over {
-            self.turn = 0;
+            self.bytes_this_turn = 0;
         }
         over
     }
 
-    /// Whether as much was read without a pause as one read may bring: without this bound one
-    /// client that never pauses starves the others of its thread.
+    /// Whether a full read was done without a pause: without this bound a client that never pauses
+    /// starves the other tasks of its thread.
     fn is_turn_over(&self) -> bool {
-        self.turn >= self.read_size
+        self.bytes_this_turn >= self.read_size
     }
 
-    /// Bytes that were written to the client so far.
+    /// Bytes written to the client so far.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Whether anything came from the client since this was asked last.
-    pub fn heard(&mut self) -> bool {
-        mem::take(&mut self.heard)
+    /// Whether bytes were received since the last call.
+    pub fn take_received(&mut self) -> bool {
+        mem::take(&mut self.has_received)
     }
 
-    /// Hands `frames` to the kernel, once, and removes what it takes; returns whether that is all of
-    /// them. What is left is to be [written](Self::write) next.
+    /// Writes `frames` once and removes what the kernel accepts; returns whether that is all. The rest
+    /// must be [written](Self::write) next.
     ///
     /// # Errors
     /// [`Disconnect::Transport`].
@@ -322,22 +319,22 @@ impl<S: Transport> WebSocket<S> {
         let (written, left) = try_write(&mut self.stream, frames)?;
         self.written += written as u64;
         frames.drain(..frames.len() - left);
-        self.torn = !frames.is_empty();
-        Ok(!self.torn)
+        self.write_pending = !frames.is_empty();
+        Ok(!self.write_pending)
     }
 
-    /// Writes and removes whole frames, in as few writes as possible; returns whether the client
-    /// kept them waiting.
+    /// Writes and removes all frames, in as few writes as possible; returns whether the socket was not
+    /// ready and the write had to wait.
     ///
     /// # Errors
-    /// [`Disconnect::Stalled`] when the client took nothing for the write timeout, and
+    /// [`Disconnect::Stalled`] when the socket accepted nothing for the write timeout, and
     /// [`Disconnect::Transport`].
     pub async fn write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
-        // Behind the rest of a frame there is no place for answers.
-        if !self.torn {
+        // The rest of a frame must not be interrupted.
+        if !self.write_pending {
             self.put_answers_first(frames);
         }
-        self.torn = true;
+        self.write_pending = true;
         self.written += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
         let started = self.unfinished.as_ref().map(|_| Instant::now());
         let write = write(
@@ -354,16 +351,16 @@ impl<S: Transport> WebSocket<S> {
                 });
                 select! {
                     waited = write => waited?,
-                    _ = cut => return Err(self.abandon(Disconnect::NoSpace)),
+                    _ = cut => return Err(self.drop_unfinished(Disconnect::NoSpace)),
                 }
             }
         };
         frames.clear();
         if let (Some(progress), Some(started)) = (&mut self.unfinished, started) {
-            // Meanwhile nothing was read.
+            // Nothing was read during the write.
             progress.since += started.elapsed();
         }
-        self.torn = false;
+        self.write_pending = false;
         Ok(waited)
     }
 
@@ -373,14 +370,13 @@ impl<S: Transport> WebSocket<S> {
         }
     }
 
-    /// Ends the connection for the reason `why`: tells the client, lets it answer, closes.
+    /// Ends the connection for the reason `why`: writes the close frame, waits for the answer, closes.
     ///
-    /// Takes a moment where there is no connection any more. Else the client has the close timeout to
-    /// answer, or what a slow one needs to read the `unread` bytes that the close frame stands
-    /// behind.
+    /// Returns at once where the connection is gone. Else the wait is the close timeout, or as long as a
+    /// slow client needs to read the `unread` bytes ahead of the close frame.
     pub async fn finish(&mut self, why: &Disconnect, unread: u64) {
-        // Answers that wait could leave no space for the close frame.
-        if self.torn
+        // Flushes pending answers, so that the close frame fits in the decoder's buffer.
+        if self.write_pending
             || matches!(why, Disconnect::Gone | Disconnect::Transport(_))
             || self.write(&mut Outbox::new()).await.is_err()
         {
@@ -403,7 +399,7 @@ impl<S: Transport> WebSocket<S> {
         }
     }
 
-    /// The closing handshake (RFC 6455, section 7.1.2), as far as the client takes part in it.
+    /// Waits for the client's part of the closing handshake (RFC 6455, section 7.1.2).
     async fn close(&mut self, why: &Disconnect) {
         if why.ends_reading() {
             return linger(&mut self.stream).await;
@@ -444,8 +440,7 @@ pub(crate) mod tests {
     /// A frame of text, masked with zeros.
     const FRAME: &[u8] = b"\x81\x82\0\0\0\0hi";
 
-    /// Reads the one message that `client` sends while a task of its own waits for it, which nothing
-    /// but the socket wakes.
+    /// Reads the one message that `client` sends, in a task that only the socket wakes.
     async fn exchange(
         mut socket: WebSocket<TcpStream>,
         client: &mut TcpStream,
@@ -460,21 +455,21 @@ pub(crate) mod tests {
             assert_eq!(messages, [b"hi"]);
             socket
         });
-        // Lets it wait first.
+        // The reader waits first.
         yield_now().await;
         client.write_all(FRAME).await.unwrap();
         let read = timeout(Duration::from_secs(10), reader).await;
         read.expect("the socket is woken").unwrap()
     }
 
-    /// A client that says `input`, once or forever, and takes all there is or nothing.
+    /// A client that sends `input`, once or forever, and accepts all bytes or none.
     pub(crate) struct Stub {
         input: &'static [u8],
         pub(crate) repeats: bool,
-        takes: bool,
-        /// Whether it takes something though it does not say so.
-        takes_in_silence: bool,
-        taken: Vec<u8>,
+        accepts: bool,
+        /// Whether `try_write_anyway` succeeds although the socket reported no space.
+        accepts_anyway: bool,
+        accepted: Vec<u8>,
     }
 
     impl Stub {
@@ -482,9 +477,9 @@ pub(crate) mod tests {
             Self {
                 input,
                 repeats: false,
-                takes: true,
-                takes_in_silence: false,
-                taken: Vec::new(),
+                accepts: true,
+                accepts_anyway: false,
+                accepted: Vec::new(),
             }
         }
     }
@@ -512,10 +507,10 @@ pub(crate) mod tests {
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            if !self.takes {
+            if !self.accepts {
                 return Poll::Pending;
             }
-            self.taken.extend_from_slice(bytes);
+            self.accepted.extend_from_slice(bytes);
             Poll::Ready(Ok(bytes.len()))
         }
 
@@ -541,9 +536,9 @@ pub(crate) mod tests {
         }
 
         fn try_write_anyway(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-            self.takes |= self.takes_in_silence;
+            self.accepts |= self.accepts_anyway;
             let written = self.try_write(slices);
-            self.takes = false;
+            self.accepts = false;
             written
         }
     }
@@ -575,48 +570,48 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pong_that_had_to_wait_leaves_as_soon_as_it_can() {
+    fn a_pong_that_had_to_wait_is_written_when_the_socket_is_ready() {
         let ping = Stub::new(b"\x89\x82\0\0\0\0hi");
         let mut socket = WebSocket::new(ping, Arc::default(), incoming());
         let mut cx = Context::from_waker(Waker::noop());
-        for takes in [false, true] {
-            socket.stream.takes = takes;
+        for accepts in [false, true] {
+            socket.stream.accepts = accepts;
             assert!(socket.poll_read(&mut cx, |_| {}).is_pending());
         }
-        assert_eq!(socket.stream.taken, b"\x8a\x02hi");
+        assert_eq!(socket.stream.accepted, b"\x8a\x02hi");
     }
 
     #[tokio::test]
-    async fn what_a_full_socket_does_not_take_is_written_later() {
+    async fn frames_that_a_full_socket_rejects_are_written_later() {
         let mut socket = WebSocket::new(Stub::new(b""), Arc::default(), incoming());
         let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
             .into_iter()
             .collect();
-        socket.stream.takes = false;
+        socket.stream.accepts = false;
         assert!(!socket.try_write(&mut frames).unwrap());
-        socket.stream.takes = true;
+        socket.stream.accepts = true;
         assert!(!socket.try_write(&mut frames).unwrap());
         socket.write(&mut frames).await.unwrap();
         assert!(frames.is_empty());
-        assert_eq!(socket.stream.taken, b"onetwo");
+        assert_eq!(socket.stream.accepted, b"onetwo");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_patience_is_over_one_more_try_decides() {
-        for (takes_in_silence, taken) in [(true, &b"onetwo"[..]), (false, b"")] {
+    async fn at_the_write_timeout_one_more_try_decides() {
+        for (accepts_anyway, taken) in [(true, &b"onetwo"[..]), (false, b"")] {
             let mut stub = Stub::new(b"");
-            (stub.takes, stub.takes_in_silence) = (false, takes_in_silence);
+            (stub.accepts, stub.accepts_anyway) = (false, accepts_anyway);
             let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
                 .into_iter()
                 .collect();
             let written = write(&mut stub, &mut frames, Duration::from_secs(1)).await;
-            assert_eq!(written.is_ok(), takes_in_silence);
-            assert_eq!(stub.taken, taken);
+            assert_eq!(written.is_ok(), accepts_anyway);
+            assert_eq!(stub.accepted, taken);
         }
     }
 
     #[tokio::test]
-    async fn a_message_is_heard_however_often_there_was_none() {
+    async fn a_message_wakes_the_reader_after_any_number_of_idle_waits() {
         let (mut socket, mut client) = pair().await;
         for _ in 0..3 {
             socket = exchange(socket, &mut client).await;

@@ -5,121 +5,121 @@ use std::sync::Arc;
 
 use crate::format::Batch;
 
-/// The newest messages of a log, in order, without holes.
+/// The newest messages of a log, in order, without gaps.
 ///
-/// What it remembers for those who join is bounded by `--history-limit` and `--history-bytes`. What
-/// a client that is behind still needs it forgets a little later, within a bound of its own.
+/// Replay for new clients is bounded by `--history-limit` and `--history-bytes`. Older messages are
+/// retained while a client that is behind needs them, within a bound of their own.
 ///
-/// It holds whole batches: the memory of one is given back with its last message.
+/// It retains whole batches: the memory of one is freed with its last message.
 #[derive(Debug)]
 pub struct History {
     batches: VecDeque<Arc<Batch>>,
-    /// What is remembered for those who join, at most.
+    /// Bound of the replay for new clients.
     limit: Limit,
-    /// What may stay besides for those who are behind.
+    /// Bound of the older bytes retained for clients that are behind.
     behind_bytes: usize,
-    /// Sequence number of the oldest message that is not forgotten.
-    oldest: u64,
-    /// Sequence number of the oldest message that is remembered for those who join.
-    first: u64,
-    /// Sequence number that the next message will have.
+    /// Sequence number of the oldest message in memory.
+    retained_from: u64,
+    /// Sequence number of the oldest message for new clients.
+    replay_from: u64,
+    /// Sequence number of the next message.
     next: u64,
-    /// What all batches cost.
+    /// Cost of all batches.
     bytes: usize,
-    /// The part of it that belongs to the messages from `first` on.
-    remembered_bytes: usize,
+    /// Cost of the messages from `replay_from` on.
+    replay_bytes: usize,
 }
 
-/// So many messages, and bytes of memory.
+/// A number of messages, and bytes of memory.
 #[derive(Debug, Clone, Copy)]
 struct Limit {
     messages: u64,
     bytes: usize,
 }
 
-/// A list that has more slots than this gives back those that it no longer needs.
+/// Slots that the list keeps in any case; a longer one shrinks when it empties.
 const KEPT_SLOTS: usize = 64;
 
 impl History {
-    /// An empty history that remembers at most so many messages and bytes of memory, and
-    /// `behind_bytes` more while a client needs them.
+    /// An empty history that replays at most `messages` and `bytes`, and retains `behind_bytes` more
+    /// while a client needs them.
     pub fn new(messages: usize, bytes: usize, behind_bytes: usize) -> Self {
         let messages = if bytes == 0 { 0 } else { messages as u64 };
         Self {
             batches: VecDeque::new(),
             limit: Limit { messages, bytes },
             behind_bytes,
-            oldest: 1,
-            first: 1,
+            retained_from: 1,
+            replay_from: 1,
             next: 1,
             bytes: 0,
-            remembered_bytes: 0,
+            replay_bytes: 0,
         }
     }
 
-    /// Sequence number of the oldest message for those who join; that of the next one where there
-    /// is none.
-    pub fn first(&self) -> u64 {
-        self.first
+    /// Sequence number of the oldest message for new clients; that of the next message where there is
+    /// none.
+    pub fn replay_from(&self) -> u64 {
+        self.replay_from
     }
 
-    /// Sequence number of the oldest message that is not forgotten.
-    pub fn oldest(&self) -> u64 {
-        self.oldest
+    /// Sequence number of the oldest message in memory.
+    pub fn retained_from(&self) -> u64 {
+        self.retained_from
     }
 
-    /// Sequence number that the next message will have.
+    /// Sequence number of the next message.
     pub fn next(&self) -> u64 {
         self.next
     }
 
-    /// Bytes of memory that all batches take.
+    /// Bytes of memory of all batches.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Appends the messages that follow, and [forgets](Self::forget) those that no longer fit.
+    /// Appends the next batch, and [evicts](Self::evict) what no longer fits.
     pub fn push(&mut self, batch: &Arc<Batch>, needed: Option<u64>) {
         debug_assert_eq!(batch.seqs().start, self.next);
         self.next = batch.seqs().end;
         if self.limit.messages == 0 && self.batches.is_empty() && needed.is_none() {
-            // There is no need to remember what is forgotten at once.
-            (self.oldest, self.first) = (self.next, self.next);
+            // It would be evicted at once.
+            (self.retained_from, self.replay_from) = (self.next, self.next);
             return;
         }
         let cost = batch.cost();
         self.bytes += cost;
-        self.remembered_bytes += cost;
+        self.replay_bytes += cost;
         self.batches.push_back(batch.clone());
-        self.forget(needed);
+        self.evict(needed);
     }
 
-    /// Forgets the oldest messages that no longer fit, but for those from `needed` on, as far as
-    /// they may stay.
-    pub fn forget(&mut self, needed: Option<u64>) {
-        self.remember_less();
-        let needed = needed.unwrap_or(self.first).min(self.first);
+    /// Evicts the oldest messages beyond the bounds; those from `needed` on are retained within
+    /// `behind_bytes`.
+    pub fn evict(&mut self, needed: Option<u64>) {
+        self.trim_replay();
+        let needed = needed.unwrap_or(self.replay_from).min(self.replay_from);
         while let Some(batch) = self.batches.front()
             && (batch.seqs().end <= needed
-                || (batch.seqs().end <= self.first
-                    && self.bytes - self.remembered_bytes > self.behind_bytes))
+                || (batch.seqs().end <= self.replay_from
+                    && self.bytes - self.replay_bytes > self.behind_bytes))
         {
-            self.forget_batch();
+            self.evict_batch();
         }
-        // The batch that holds `first` has to stay; a message before it may be forgotten alone.
-        self.oldest = match self.bytes - self.remembered_bytes > self.behind_bytes {
-            true => self.first,
-            false => self.oldest.max(needed),
+        // The batch with `replay_from` stays in memory; older messages in it may count as evicted.
+        self.retained_from = match self.bytes - self.replay_bytes > self.behind_bytes {
+            true => self.replay_from,
+            false => self.retained_from.max(needed),
         };
-        self.give_slots_back();
+        self.shrink_slots();
     }
 
-    /// Forgets the oldest batches until those that are left take at most `bytes` of memory.
+    /// Evicts the oldest batches until the others take at most `bytes` of memory.
     pub fn trim_to(&mut self, bytes: usize) {
         while self.bytes > bytes {
-            self.forget_batch();
+            self.evict_batch();
         }
-        self.give_slots_back();
+        self.shrink_slots();
     }
 
     /// The batches from sequence number `seq` on, oldest first; the first may begin before `seq`.
@@ -127,50 +127,54 @@ impl History {
         self.batches.range(self.position(seq)..)
     }
 
-    fn remember_less(&mut self) {
+    fn trim_replay(&mut self) {
         let Limit { messages, bytes } = self.limit;
-        let mut at = self.position(self.first);
-        // Whole batches first, which is all there is to do where nothing or little is remembered.
+        let mut at = self.position(self.replay_from);
+        // Whole batches first: with a small bound that is all, and no message is counted alone.
         while let Some(batch) = self.batches.get(at)
-            && batch.seqs().start == self.first
+            && batch.seqs().start == self.replay_from
             && (self.next - batch.seqs().end >= messages
-                || self.remembered_bytes - batch.cost() > bytes)
+                || self.replay_bytes - batch.cost() > bytes)
         {
-            self.remembered_bytes -= batch.cost();
-            self.first = batch.seqs().end;
+            self.replay_bytes -= batch.cost();
+            self.replay_from = batch.seqs().end;
             at += 1;
         }
-        while self.first < self.next
-            && (self.remembered_bytes > bytes || self.next - self.first > messages)
+        while self.replay_from < self.next
+            && (self.replay_bytes > bytes || self.next - self.replay_from > messages)
         {
             let batch = &self.batches[at];
-            self.remembered_bytes -= batch.cost_from(self.first) - batch.cost_from(self.first + 1);
-            self.first += 1;
-            if self.first == batch.seqs().end {
+            self.replay_bytes -=
+                batch.cost_from(self.replay_from) - batch.cost_from(self.replay_from + 1);
+            self.replay_from += 1;
+            if self.replay_from == batch.seqs().end {
                 at += 1;
             }
         }
     }
 
-    /// Forgets the oldest batch.
-    fn forget_batch(&mut self) {
-        let batch = self.batches.pop_front().expect("what it holds has a cost");
+    /// Evicts the oldest batch.
+    fn evict_batch(&mut self) {
+        let batch = self
+            .batches
+            .pop_front()
+            .expect("retained bytes belong to a batch");
         let end = batch.seqs().end;
-        if self.first < end {
-            self.remembered_bytes -= batch.cost_from(self.first);
+        if self.replay_from < end {
+            self.replay_bytes -= batch.cost_from(self.replay_from);
         }
         self.bytes -= batch.cost();
-        (self.oldest, self.first) = (end, self.first.max(end));
+        (self.retained_from, self.replay_from) = (end, self.replay_from.max(end));
     }
 
-    fn give_slots_back(&mut self) {
+    fn shrink_slots(&mut self) {
         let (len, slots) = (self.batches.len(), self.batches.capacity());
         if slots > KEPT_SLOTS && len < slots / 4 {
             self.batches.shrink_to(len * 2);
         }
     }
 
-    /// Where the batch stands that has the message `seq`.
+    /// The index of the batch that contains the message `seq`.
     fn position(&self, seq: u64) -> usize {
         self.batches
             .partition_point(|batch| batch.seqs().end <= seq)
@@ -184,7 +188,7 @@ mod tests {
     use crate::message::{Kind, MessageId};
     use proptest::prelude::*;
 
-    /// A batch of messages with so many payload bytes each.
+    /// A batch of one message for each payload size.
     fn batch(first: u64, sizes: &[usize]) -> Arc<Batch> {
         let mut end = 0;
         let marks = sizes
@@ -214,7 +218,7 @@ mod tests {
             let mut history = History::new(messages, bytes, 100);
             history.push(&batch(1, &[0, 5]), None);
             assert_eq!(
-                (history.first(), history.next(), history.bytes()),
+                (history.replay_from(), history.next(), history.bytes()),
                 (3, 3, 0)
             );
             assert_eq!(history.batches_from(1).count(), 0);
@@ -222,26 +226,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_stays_a_little_longer() {
+    fn needed_messages_are_retained_within_a_bound() {
         let cost = batch(1, &[10]).cost();
         let mut history = History::new(1, 10 * cost, 2 * cost);
         for seq in 1..=3 {
             history.push(&batch(seq, &[10]), Some(1));
         }
         assert_eq!(
-            (history.oldest(), history.first(), history.bytes()),
+            (
+                history.retained_from(),
+                history.replay_from(),
+                history.bytes()
+            ),
             (1, 3, 3 * cost)
         );
         history.push(&batch(4, &[10]), Some(1));
-        assert_eq!((history.oldest(), history.first()), (2, 4));
-        history.forget(Some(3));
-        assert_eq!((history.oldest(), history.first()), (3, 4));
-        history.forget(None);
-        assert_eq!((history.oldest(), history.bytes()), (4, cost));
-        // One alone may be too much.
+        assert_eq!((history.retained_from(), history.replay_from()), (2, 4));
+        history.evict(Some(3));
+        assert_eq!((history.retained_from(), history.replay_from()), (3, 4));
+        history.evict(None);
+        assert_eq!((history.retained_from(), history.bytes()), (4, cost));
+        // A single message may exceed the bound.
         history.push(&batch(5, &[2 * cost]), Some(4));
         history.push(&batch(6, &[1]), Some(4));
-        assert_eq!((history.oldest(), history.first()), (6, 6));
+        assert_eq!((history.retained_from(), history.replay_from()), (6, 6));
     }
 
     #[test]
@@ -260,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_a_history_that_was_longer_is_given_back() {
+    fn the_list_shrinks_when_the_history_does() {
         let mut history = History::new(usize::MAX, usize::MAX, 0);
         for seq in 1..=10_000 {
             history.push(&batch(seq, &[0]), None);
@@ -297,10 +305,10 @@ mod tests {
                 {
                     model.pop_front();
                 }
-                let first = model.front().map_or(next, |(seq, _)| *seq);
-                prop_assert_eq!((history.first(), history.next()), (first, next));
-                prop_assert!(history.oldest() == first || needed.is_some_and(|it| it <= history.oldest()));
-                for seq in history.oldest()..history.next() {
+                let replay_from = model.front().map_or(next, |(seq, _)| *seq);
+                prop_assert_eq!((history.replay_from(), history.next()), (replay_from, next));
+                prop_assert!(history.retained_from() == replay_from || needed.is_some_and(|it| it <= history.retained_from()));
+                for seq in history.retained_from()..history.next() {
                     let run: Vec<u64> = history
                         .batches_from(seq)
                         .flat_map(|batch| batch.seqs())
@@ -308,15 +316,15 @@ mod tests {
                         .collect();
                     prop_assert_eq!(run, (seq..next).collect::<Vec<_>>());
                 }
-                // What it says it costs is what it holds, and no more than it may.
+                // The reported cost is that of the retained batches, and within the bounds.
                 let held: Vec<usize> = history.batches_from(1).map(|it| it.cost()).collect();
                 prop_assert_eq!(history.bytes(), held.iter().sum::<usize>());
-                let remembered: usize = model.iter().map(|(_, cost)| cost).sum();
+                let replayed: usize = model.iter().map(|(_, cost)| cost).sum();
                 let shared = held.iter().max().copied().unwrap_or_default();
-                prop_assert!(history.bytes() <= remembered + behind_bytes.max(shared));
+                prop_assert!(history.bytes() <= replayed + behind_bytes.max(shared));
             }
             history.trim_to(0);
-            prop_assert_eq!((history.bytes(), history.first()), (0, next));
+            prop_assert_eq!((history.bytes(), history.replay_from()), (0, next));
         }
     }
 }

@@ -17,18 +17,18 @@ use crate::config::{Config, Mode};
 use crate::format::{Batch, Format, Frames};
 use crate::message::MessageId;
 
-/// One ordered log. Its tail is the history; whoever has read up to its end has a queue that gets
-/// what comes next.
+/// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
+/// messages through its queue.
 #[derive(Debug)]
 pub struct Room {
     pub(super) mode: Mode,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
-    /// What this room's history costs in memory, for those who look without the lock.
+    /// Memory of this room's history, readable without the lock.
     pub(super) bytes: AtomicUsize,
-    /// Its rank among the rooms by what they cost.
+    /// The rank by these bytes in the hub.
     pub(super) rank: AtomicUsize,
-    /// What all histories cost; this room keeps its part of it true.
+    /// Memory of all histories, to which this room adds its own.
     pub(super) total: Arc<AtomicUsize>,
 }
 
@@ -37,49 +37,49 @@ pub(super) struct Log {
     pub(super) epoch: u64,
     pub(super) history: History,
     pub(super) registry: Slab<Member>,
-    /// Where those stand whose queues are not filled: the message to read next, and their keys.
+    /// The clients that read from the history: the next message, and the key.
     pub(super) behind: BTreeSet<(u64, usize)>,
     pub(super) sealed: bool,
 }
 
-/// Who follows the log.
+/// A client in the registry.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) sender: Sender,
-    /// Sequence number of the message to read next from the history; none where the queue is filled.
+    /// Sequence number of the next message to read from the history; none while the queue is live.
     pub(super) behind: Option<u64>,
-    /// Sequence number of the first message after it joined.
+    /// Sequence number of the first message after the join.
     pub(super) joined_at: u64,
-    /// Whether it can say what it has: those who only listen cannot.
-    pub(super) answers: bool,
+    /// Whether it can acknowledge messages; an event stream cannot.
+    pub(super) acknowledges: bool,
 }
 
-/// How a client wants to follow a room.
+/// How a client subscribes to a room.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Follow {
-    /// How its events look.
+    /// The format of its events.
     pub format: Format,
-    /// The last message it has, if it was there before.
+    /// The last message that it received before it reconnected, if it did.
     pub since: Option<MessageId>,
 }
 
-/// Where a client stands that has begun to follow a room.
+/// Where a subscription starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Start {
-    /// Sequence number of the message that it reads first.
+    /// Sequence number of its first message.
     pub next: u64,
-    /// The newest message of the room then, if there ever was one.
+    /// The newest message of the room at the join, if there ever was one.
     pub last: Option<MessageId>,
-    /// Whether what follows is, provably, all that came after the id that it asked with.
+    /// Whether the subscription continues after the requested id without a gap.
     pub resumed: bool,
-    /// How many messages after that id are forgotten; none where the id is not of this log.
+    /// How many messages after that id are skipped; none where the id is not of this log.
     pub missed: Option<u64>,
 }
 
 impl Log {
-    /// Where somebody begins to read who has had the messages up to `since`.
+    /// Where a client starts that has the messages up to `since`.
     pub(super) fn start(&self, since: Option<MessageId>) -> Start {
-        let (first, end) = (self.history.first(), self.history.next());
+        let (first, end) = (self.history.replay_from(), self.history.next());
         let last = (end > 1).then_some(MessageId {
             epoch: self.epoch,
             seq: end - 1,
@@ -87,7 +87,7 @@ impl Log {
         let (next, resumed, missed) = match since {
             None => (first, false, Some(0)),
             Some(id) if id.epoch != self.epoch || id.seq >= end => (first, false, None),
-            Some(id) if id.seq + 1 >= self.history.oldest() => (id.seq + 1, true, Some(0)),
+            Some(id) if id.seq + 1 >= self.history.retained_from() => (id.seq + 1, true, Some(0)),
             Some(id) => (first, false, Some(first - id.seq - 1)),
         };
         Start {
@@ -98,14 +98,14 @@ impl Log {
         }
     }
 
-    /// Notes where a member stands.
-    pub(super) fn place(&mut self, key: usize, behind: Option<u64>) {
+    /// Sets the next message that a member reads from the history, and its index entry.
+    pub(super) fn set_behind(&mut self, key: usize, behind: Option<u64>) {
         let before = mem::replace(&mut self.registry[key].behind, behind);
         before.map(|seq| self.behind.remove(&(seq, key)));
         behind.map(|seq| self.behind.insert((seq, key)));
     }
 
-    /// Sequence number of the oldest message that somebody who is behind still needs.
+    /// Sequence number of the oldest message that a client behind still needs.
     pub(super) fn needed(&self) -> Option<u64> {
         self.behind.first().map(|(seq, _)| *seq)
     }
@@ -144,11 +144,11 @@ impl Room {
         }
     }
 
-    /// Appends messages to the log and, in broadcast mode, queues them for everybody; returns them
-    /// with their ids. Never waits for a client.
+    /// Appends messages to the log and, in broadcast mode, to every live queue; returns them with their
+    /// ids. Never waits for a client.
     ///
     /// # Errors
-    /// [`Sealed`] after [`seal`](Self::seal); the messages are not in the log then.
+    /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
     pub fn deliver(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
@@ -174,11 +174,10 @@ impl Room {
         Ok(batch)
     }
 
-    /// Begins to follow the log: what the history holds, then what comes. From here on nothing is
-    /// missed.
+    /// Subscribes to the log: first the history, then live messages, without a gap between them.
     ///
-    /// It begins behind the id that `follow` asks for, where nothing is missing since, and else with
-    /// all that the history holds.
+    /// It starts after the id in `follow`, where all later messages are retained, and else with the
+    /// whole replay.
     pub fn subscribe(self: &Arc<Self>, follow: Follow) -> (Subscription, Start) {
         let mut log = self.log.lock();
         let start = log.start(follow.since);
@@ -188,9 +187,9 @@ impl Room {
             sender,
             behind: None,
             joined_at,
-            answers: follow.format != Format::EventStream,
+            acknowledges: follow.format != Format::EventStream,
         });
-        log.place(key, Some(start.next));
+        log.set_behind(key, Some(start.next));
         let mut subscription = Subscription {
             room: self.clone(),
             receiver,
@@ -199,19 +198,19 @@ impl Room {
             format: follow.format,
             source: Source::History,
             missed: 0,
-            asked: false,
+            ping_requested: false,
             next: start.next,
             last: None,
             joined_at,
             taken: Batches::new(),
         };
-        // Where nothing is left to read the room is sealed, which it says again when asked.
+        // The only error here is that of a sealed room, which the first poll returns again.
         subscription.read_history(&mut log).ok();
         (subscription, start)
     }
 
-    /// The batches that are remembered for those who join, from behind the id `since` if nothing is
-    /// missing after it; the first of them may begin before that.
+    /// The batches that a client which joins with `since` would read, and where it starts; the first
+    /// batch may begin before that.
     pub fn history(&self, since: Option<MessageId>) -> (Vec<Arc<Batch>>, Start) {
         let log = self.log.lock();
         let start = log.start(since);
@@ -221,17 +220,16 @@ impl Room {
         )
     }
 
-    /// Asks everybody for a receipt who was there when the message with the sequence number `seq` was
-    /// published, and can answer.
+    /// Requests a receipt from every client that joined before the message with the sequence number
+    /// `seq` and can acknowledge.
     pub fn ask_receipts(&self, seq: u64) -> Receipts {
         let log = self.log.lock();
         let (sender, answers) = mpsc::channel(log.registry.len().max(1));
         let mut clients = 0;
         for (_, member) in &log.registry {
-            // Who came later was not there.
             if member.joined_at <= seq {
                 clients += 1;
-                if member.answers {
+                if member.acknowledges {
                     member.sender.ask_receipt(seq, sender.clone());
                 }
             }
@@ -239,12 +237,12 @@ impl Room {
         Receipts { clients, answers }
     }
 
-    /// How many follow the log.
+    /// How many clients the room has.
     pub fn clients(&self) -> usize {
         self.log.lock().registry.len()
     }
 
-    /// Takes no more messages. Whoever follows the log gets the rest of it, then its end.
+    /// Seals the log: no more messages. Its clients drain it, then are closed.
     pub fn seal(&self) {
         let mut log = self.log.lock();
         log.sealed = true;
@@ -253,36 +251,36 @@ impl Room {
             .for_each(|(_, member)| member.sender.close());
     }
 
-    /// Whether the history holds no message.
+    /// Whether the history retains no message.
     pub fn is_empty(&self) -> bool {
         let log = self.log.lock();
-        log.history.oldest() == log.history.next()
+        log.history.retained_from() == log.history.next()
     }
 
-    /// Lets the oldest messages go until the others take at most `bytes` of memory.
+    /// Evicts the oldest messages until the others take at most `bytes` of memory.
     pub fn trim_to(&self, bytes: usize) {
         let mut log = self.log.lock();
         log.history.trim_to(bytes);
         self.account(&log.history);
     }
 
-    /// Counts its history no longer, as it is about to be dropped.
+    /// Subtracts the history from the total, before the room is dropped.
     pub fn write_off(&self) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         self.total.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of memory that the history takes.
+    /// Bytes of memory of the history.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The rank that the hub gives it by that; 0 where it has none.
+    /// The rank that the hub assigns by these bytes; 0 for none.
     pub fn rank(&self) -> &AtomicUsize {
         &self.rank
     }
 
-    /// Makes both counts of bytes true again.
+    /// Updates both counts of bytes after a change of the history.
     pub(super) fn account(&self, history: &History) {
         let (before, now) = (self.bytes(), history.bytes());
         if now != before {
@@ -325,7 +323,7 @@ mod tests {
         })
     }
 
-    /// A room whose messages say their own numbers: 1, 2, 3 …
+    /// A room whose messages are their own numbers: 1, 2, 3 …
     struct Numbers {
         room: Arc<Room>,
         plain: Plain,
@@ -343,17 +341,17 @@ mod tests {
 
         fn publish(&mut self, count: u64) {
             let numbers = self.last + 1..=self.last + count;
-            let mut draft = BatchBuilder::default();
+            let mut builder = BatchBuilder::default();
             for number in numbers {
                 let text = number.to_string();
-                self.plain.encode(Kind::Text, text.as_bytes(), &mut draft);
+                self.plain.encode(Kind::Text, text.as_bytes(), &mut builder);
             }
-            let batch = self.room.deliver(draft.take().unwrap()).unwrap();
+            let batch = self.room.deliver(builder.take().unwrap()).unwrap();
             assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
             self.last += count;
         }
 
-        /// How many queues the room fills.
+        /// How many queues are live.
         fn live(&self) -> usize {
             let log = self.room.log.lock();
             log.registry
@@ -382,8 +380,8 @@ mod tests {
         numbers
     }
 
-    /// Asks once.
-    fn ask(subscription: &mut Subscription) -> Poll<Result<Vec<u64>, Disconnect>> {
+    /// Polls once.
+    fn poll_numbers(subscription: &mut Subscription) -> Poll<Result<Vec<u64>, Disconnect>> {
         let mut frames = Outbox::new();
         let mut cx = Context::from_waker(Waker::noop());
         subscription
@@ -396,10 +394,10 @@ mod tests {
             })
     }
 
-    /// Asks until nothing is there for now.
+    /// Polls until nothing is ready.
     fn take_all(subscription: &mut Subscription) -> Vec<u64> {
         let mut all = Vec::new();
-        while let Poll::Ready(numbers) = ask(subscription) {
+        while let Poll::Ready(numbers) = poll_numbers(subscription) {
             all.extend(numbers.unwrap());
         }
         all
@@ -446,15 +444,15 @@ mod tests {
         assert_eq!(room.live(), 1);
         room.publish(1);
         assert_eq!(room.live(), 0);
-        assert!(matches!(ask(&mut one), Poll::Ready(Ok(got)) if got == [6, 7]));
+        assert!(matches!(poll_numbers(&mut one), Poll::Ready(Ok(got)) if got == [6, 7]));
         assert!(matches!(
-            ask(&mut one),
+            poll_numbers(&mut one),
             Poll::Ready(Err(Disconnect::Behind))
         ));
     }
 
     #[test]
-    fn a_room_without_a_history_still_keeps_what_somebody_lacks() {
+    fn a_room_without_a_history_retains_what_a_slow_client_needs() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
         let mut slow = room.room.subscribe(Follow::default()).0;
         (0..5).for_each(|_| room.publish(1));
@@ -465,21 +463,21 @@ mod tests {
     }
 
     #[test]
-    fn a_long_history_is_read_in_pieces() {
+    fn a_long_history_is_read_in_bounded_steps() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
         for _ in 0..10 {
             room.publish(1);
         }
         let mut subscription = room.room.subscribe(Follow::default()).0;
-        let mut pieces = Vec::new();
-        while let Poll::Ready(piece) = ask(&mut subscription) {
-            pieces.push(piece.unwrap().len());
+        let mut steps = Vec::new();
+        while let Poll::Ready(step) = poll_numbers(&mut subscription) {
+            steps.push(step.unwrap().len());
         }
-        assert_eq!(pieces, [4, 4, 2]);
+        assert_eq!(steps, [4, 4, 2]);
     }
 
     #[test]
-    fn in_echo_mode_only_what_was_there_at_the_join_is_replayed() {
+    fn in_echo_mode_only_messages_before_the_join_are_replayed() {
         let mut room = Numbers::new(&config(Mode::Echo, 100, 2));
         (0..3).for_each(|_| room.publish(1));
         let mut subscription = room.room.subscribe(Follow::default()).0;
@@ -489,33 +487,33 @@ mod tests {
             counts.push(count);
         }
         assert_eq!((numbers(&frames), counts), (vec![1, 2, 3], vec![2, 1]));
-        assert!(ask(&mut subscription).is_pending());
+        assert!(poll_numbers(&mut subscription).is_pending());
         room.publish(1);
-        assert!(ask(&mut subscription).is_pending());
+        assert!(poll_numbers(&mut subscription).is_pending());
     }
 
-    /// What a subscription of the JSON format is told, each event as `type number`.
+    /// The events of a JSON subscription: the text of a message, or `gap` and its size.
     fn events(subscription: &mut Subscription) -> Vec<String> {
         let mut frames = Outbox::new();
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(given) = subscription.poll_next(&mut cx, &mut frames) {
             given.unwrap();
-            subscription.take_asked();
+            subscription.take_ping_request();
         }
         let text = String::from_utf8_lossy(&concat(&frames)).into_owned();
         let events = text.match_indices('{').map(|(start, _)| {
             let end = start + text[start..].find('}').unwrap();
             serde_json::from_str::<serde_json::Value>(&text[start..=end]).unwrap()
         });
-        let told = |event: serde_json::Value| match event["type"].as_str() {
+        let describe = |event: serde_json::Value| match event["type"].as_str() {
             Some("gap") => format!("gap {}", event["missed"]),
             _ => event["text"].as_str().unwrap().to_owned(),
         };
-        events.map(told).collect()
+        events.map(describe).collect()
     }
 
     #[test]
-    fn one_that_can_be_told_of_a_gap_goes_on_behind_it() {
+    fn a_format_with_gap_events_continues_after_a_gap() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 2, 1));
         let follow = Follow {
             format: Format::Json,
@@ -525,13 +523,13 @@ mod tests {
         (0..3).for_each(|_| room.publish(1));
         assert_eq!(events(&mut subscription), ["1", "2", "3"]);
         (0..9).for_each(|_| room.publish(1));
-        // Nobody else is there for whom the room would keep more, once it has to.
+        // The hub reclaims memory although the client still needs it.
         let newest = room.room.history(None).0.pop().unwrap();
         room.room.trim_to(newest.cost());
         assert_eq!(events(&mut subscription), ["4", "gap 7", "12"]);
         room.publish(1);
         assert_eq!(events(&mut subscription), ["13"]);
-        // All may be forgotten, and that is told even at the end.
+        // Everything may be evicted; the gap is reported even at the end of a sealed log.
         (0..9).for_each(|_| room.publish(1));
         room.room.trim_to(0);
         assert_eq!(events(&mut subscription), ["14", "gap 8"]);
@@ -539,13 +537,13 @@ mod tests {
         room.room.trim_to(0);
         room.room.seal();
         let (mut frames, mut cx) = (Outbox::new(), Context::from_waker(Waker::noop()));
-        for told in [true, true, false] {
+        for is_ok in [true, true, false] {
             let given = subscription.poll_next(&mut cx, &mut frames);
-            assert!(matches!(given, Poll::Ready(given) if given.is_ok() == told));
+            assert!(matches!(given, Poll::Ready(given) if given.is_ok() == is_ok));
         }
     }
 
-    /// How many receipts came, as far as it is known, and whether more may come.
+    /// The clients asked, the receipts so far, and whether more may come.
     fn receipts(mut receipts: Receipts) -> (usize, usize, bool) {
         let mut given = 0;
         loop {
@@ -560,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_behind_is_asked_for_a_receipt_once_it_has_the_message() {
+    fn a_receipt_from_a_client_behind_is_requested_once_it_has_the_message() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 1));
         let mut slow = room.room.subscribe(Follow::default()).0;
         (0..5).for_each(|_| room.publish(1));
@@ -568,16 +566,16 @@ mod tests {
         let (late, _) = room.room.subscribe(Follow::default());
         let mut frames = Outbox::new();
         let mut cx = Context::from_waker(Waker::noop());
-        let mut asked = Vec::new();
+        let mut pings = Vec::new();
         while let Poll::Ready(given) = slow.poll_next(&mut cx, &mut frames) {
             given.unwrap();
-            if slow.take_asked() {
-                asked.push(slow.last().unwrap().seq);
+            if slow.take_ping_request() {
+                pings.push(slow.last().unwrap().seq);
             }
         }
-        assert_eq!(asked, [5]);
+        assert_eq!(pings, [5]);
         let id = |seq| MessageId { epoch: 1, seq };
-        // Not for what it has not got, nor for another log.
+        // Ignored: a message not yet yielded, and another log.
         slow.acknowledge(id(6));
         slow.acknowledge(MessageId { epoch: 2, seq: 5 });
         slow.acknowledge(id(4));
@@ -587,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fell_into_a_gap_is_never_acknowledged_nor_waited_for() {
+    fn messages_in_a_gap_are_neither_acknowledged_nor_waited_for() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
         let follow = Follow {
             format: Format::Json,
@@ -617,7 +615,7 @@ mod tests {
         for subscription in [&mut live, &mut late] {
             let mut all = Vec::new();
             let end = loop {
-                match ask(subscription) {
+                match poll_numbers(subscription) {
                     Poll::Ready(Ok(numbers)) => all.extend(numbers),
                     Poll::Ready(Err(end)) => break end,
                     Poll::Pending => panic!("a sealed room has an end"),
@@ -637,9 +635,9 @@ mod tests {
         let mut costs = Vec::new();
         for payload in ["1", "22", "333", "4444"] {
             for room in &rooms {
-                let mut draft = BatchBuilder::default();
-                plain.encode(Kind::Text, payload.as_bytes(), &mut draft);
-                costs.push(room.deliver(draft.take().unwrap()).unwrap().cost());
+                let mut builder = BatchBuilder::default();
+                plain.encode(Kind::Text, payload.as_bytes(), &mut builder);
+                costs.push(room.deliver(builder.take().unwrap()).unwrap().cost());
             }
         }
         // Two rooms, and three of the four messages.
@@ -657,9 +655,9 @@ mod tests {
     enum Step {
         Publish(u64),
         Join,
-        Ask(prop::sample::Index),
+        Poll(prop::sample::Index),
         Leave(prop::sample::Index),
-        /// The hub wants memory back.
+        /// The hub reclaims memory.
         Trim,
     }
 
@@ -667,15 +665,15 @@ mod tests {
         prop_oneof![
             3 => (1..4_u64).prop_map(Step::Publish),
             1 => Just(Step::Join),
-            3 => any::<prop::sample::Index>().prop_map(Step::Ask),
+            3 => any::<prop::sample::Index>().prop_map(Step::Poll),
             1 => any::<prop::sample::Index>().prop_map(Step::Leave),
             1 => Just(Step::Trim),
         ]
     }
 
     proptest! {
-        /// Whatever was published and forgotten before: who resumes gets exactly what came after the
-        /// id that it asked with, and who cannot be given that gets all there is and is told so.
+        /// After any publications and evictions: a resumed client gets exactly the messages after the
+        /// requested id; any other gets the whole replay, and the size of the gap.
         #[test]
         fn one_resumes_exactly_where_nothing_is_missing(
             steps in prop::collection::vec(prop_oneof![
@@ -685,30 +683,30 @@ mod tests {
             history_limit in 0_usize..8,
             epoch in 0..3_u64,
             seq in prop_oneof![9 => 0..30_u64, 1 => Just(u64::MAX)],
-            somebody_is_behind in any::<bool>(),
+            a_client_is_behind in any::<bool>(),
         ) {
             let mut room = Numbers::new(&config(Mode::Broadcast, history_limit, 1));
-            // For whom the room keeps more than it remembers for others.
-            let _behind = somebody_is_behind.then(|| room.room.subscribe(Follow::default()));
+            // The room retains more for a client behind than it replays to new ones.
+            let _behind = a_client_is_behind.then(|| room.room.subscribe(Follow::default()));
             for step in steps {
                 match step {
                     Step::Publish(count) => room.publish(count),
                     _ => room.room.trim_to(room.room.bytes() / 2),
                 }
             }
-            let (first, oldest) = {
+            let (replay_from, retained_from) = {
                 let log = room.room.log.lock();
-                (log.history.first(), log.history.oldest())
+                (log.history.replay_from(), log.history.retained_from())
             };
             let since = Some(MessageId { epoch, seq });
             let follow = Follow { since, ..Follow::default() };
             let (mut subscription, start) = room.room.subscribe(follow);
             let is_of_this_log = epoch == 1 && seq <= room.last;
-            prop_assert_eq!(start.resumed, is_of_this_log && seq + 1 >= oldest);
+            prop_assert_eq!(start.resumed, is_of_this_log && seq + 1 >= retained_from);
             let (from, missed) = match (start.resumed, is_of_this_log) {
                 (true, _) => (seq + 1, Some(0)),
-                (false, true) => (first, Some(first - seq - 1)),
-                (false, false) => (first, None),
+                (false, true) => (replay_from, Some(replay_from - seq - 1)),
+                (false, false) => (replay_from, None),
             };
             prop_assert_eq!((start.next, start.missed), (from, missed));
             prop_assert_eq!(start.last.map_or(0, |id| id.seq), room.last);
@@ -716,8 +714,8 @@ mod tests {
             prop_assert_eq!(take_all(&mut subscription), (from..=room.last).collect::<Vec<_>>());
         }
 
-        /// Whatever the order of things: what one gets is one contiguous run of the log, from the
-        /// oldest message at its join to the end, and who is told to be behind is.
+        /// In any order of steps: a client gets one contiguous run of the log, from the oldest message
+        /// at its join to the end, and is closed as behind only when its next message was evicted.
         #[test]
         fn each_gets_one_contiguous_run(
             steps in prop::collection::vec(step(), 0..200),
@@ -728,21 +726,21 @@ mod tests {
             let mut config = config(Mode::Broadcast, history_limit, max_queue);
         config.limits.max_queue_bytes = Size::from(max_queue_bytes);
             let mut room = Numbers::new(&config);
-            // Each with the number it has to get next.
+            // Each with its next number.
             let mut clients: Vec<(Subscription, u64)> = Vec::new();
             for step in steps {
                 match step {
                     Step::Publish(count) => room.publish(count),
                     Step::Trim => room.room.trim_to(room.room.bytes() / 2),
                     Step::Join => {
-                        let oldest = room.room.log.lock().history.first();
-                        clients.push((room.room.subscribe(Follow::default()).0, oldest));
+                        let next = room.room.log.lock().history.replay_from();
+                        clients.push((room.room.subscribe(Follow::default()).0, next));
                     }
-                    Step::Ask(_) | Step::Leave(_) if clients.is_empty() => {}
-                    Step::Ask(which) => {
+                    Step::Poll(_) | Step::Leave(_) if clients.is_empty() => {}
+                    Step::Poll(which) => {
                         let which = which.index(clients.len());
                         let (subscription, next) = &mut clients[which];
-                        match ask(subscription) {
+                        match poll_numbers(subscription) {
                             Poll::Ready(Ok(numbers)) => {
                                 let end = *next + numbers.len() as u64;
                                 prop_assert_eq!(numbers, (*next..end).collect::<Vec<_>>());
@@ -750,7 +748,7 @@ mod tests {
                             }
                             Poll::Ready(Err(why)) => {
                                 prop_assert!(matches!(why, Disconnect::Behind));
-                                prop_assert!(*next < room.room.log.lock().history.oldest());
+                                prop_assert!(*next < room.room.log.lock().history.retained_from());
                                 clients.swap_remove(which);
                             }
                             Poll::Pending => prop_assert_eq!(*next, room.last + 1),
@@ -760,11 +758,11 @@ mod tests {
                 }
                 prop_assert_eq!(room.room.log.lock().registry.len(), clients.len());
             }
-            // Nothing is kept for those who are gone.
+            // Nothing is retained for clients that left.
             clients.clear();
             let log = room.room.log.lock();
             prop_assert!(log.behind.is_empty());
-            prop_assert_eq!(log.history.oldest(), log.history.first());
+            prop_assert_eq!(log.history.retained_from(), log.history.replay_from());
         }
     }
 }

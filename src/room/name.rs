@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 /// The name of a room, as the path of a URL gives it (RFC 3986, sections 6.2.2.1 and 6.2.2.2).
 ///
-/// Its escapes are in upper case; what need not be escaped is not, and what may not stand in a path
-/// as it is, is (a `%` that begins no escape as well). It has no slash at its end, but for `/`. All
-/// else is as it was sent: slashes that follow each other, `%2F`, dot segments.
+/// Escapes are in upper case. Unreserved characters are not escaped; characters that a path cannot
+/// contain are, and so is a `%` that begins no escape. There is no trailing slash, except in `/`. The
+/// rest is as sent: repeated slashes, `%2F`, dot segments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomName(String);
 
@@ -23,12 +23,12 @@ pub enum NotARoom {
     /// It has more than 1024 bytes.
     #[error("the name of a room has at most {MAX} bytes, escapes included: choose a shorter path")]
     TooLong,
-    /// It is kept for something else; the remedy.
+    /// It is reserved; with the remedy.
     #[error("this path is reserved, and no room: {0}")]
     Reserved(&'static str),
 }
 
-/// What is no room, nor anything below it, and what helps.
+/// Reserved paths, with everything below them, and the remedy.
 const RESERVED_TREES: [(&str, &str); 3] = [
     ("/-", "choose one that does not begin with /-/"),
     ("/.well-known", "nothing is to be found here"),
@@ -38,7 +38,7 @@ const RESERVED_TREES: [(&str, &str); 3] = [
     ),
 ];
 
-/// What is no room either, and what helps.
+/// Reserved single paths, and the remedy.
 const RESERVED: [(&str, &str); 7] = [
     ("/healthz", HEALTH),
     ("/livez", HEALTH),
@@ -84,15 +84,15 @@ impl FromStr for RoomName {
     }
 }
 
-/// Writes a byte of a path: one that was `escaped`, or else `byte` as it stood there.
+/// Appends one byte of a path in its only spelling: the `escaped` byte, or else the literal `byte`.
 fn push(escaped: Option<u8>, byte: u8, name: &mut String) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let stands = match escaped {
+    let is_literal = match escaped {
         Some(byte) => is_unreserved(byte),
         None => is_unreserved(byte) || b"/!$&'()*+,;=:@".contains(&byte),
     };
     let byte = escaped.unwrap_or(byte);
-    if stands {
+    if is_literal {
         name.push(char::from(byte));
     } else {
         let digits = [byte >> 4, byte & 0xf].map(|it| char::from(HEX[usize::from(it)]));
@@ -101,18 +101,18 @@ fn push(escaped: Option<u8>, byte: u8, name: &mut String) {
     }
 }
 
-/// The byte that two hexadecimal digits make.
+/// The byte of two hexadecimal digits.
 fn byte_of(high: u8, low: u8) -> Option<u8> {
     let digit = |it: u8| char::from(it).to_digit(16);
     Some((digit(high)? << 4 | digit(low)?) as u8)
 }
 
-/// Whether it means the same, escaped or not (RFC 3986, section 2.3).
+/// Whether the escaped and the literal byte mean the same (RFC 3986, section 2.3).
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// What helps a client that asked for this name, where it is reserved.
+/// The remedy, where this name is reserved.
 fn remedy(name: &str) -> Option<&'static str> {
     let tree = RESERVED_TREES.iter().find(|(root, _)| {
         let below = name.strip_prefix(root);
@@ -167,14 +167,14 @@ mod tests {
                 &["/a;b=c,d:e@f!$&'()*+", "/%61;b=c,d:e@f!$&'()*+/"],
                 "/a;b=c,d:e@f!$&'()*+",
             ),
-            // What is reserved means another thing when it is escaped.
+            // Reserved characters mean something else when escaped.
             (&["/%3b", "/%3B"], "/%3B"),
-            // What a path cannot hold as it is.
+            // Characters that a path cannot contain.
             (
                 &["/{\"x\"|y^}", "/%7b%22x%22%7cy%5e%7d"],
                 "/%7B%22x%22%7Cy%5E%7D",
             ),
-            // An escape that is none.
+            // Invalid escapes.
             (&["/100%", "/100%25"], "/100%25"),
             (&["/%zz", "/%25zz"], "/%25zz"),
             (&["/%2", "/%252"], "/%252"),
@@ -252,7 +252,6 @@ mod tests {
             }
         }
 
-        /// However much of it is escaped, and how.
         #[test]
         fn escapes_make_no_difference(
             text in "[a-zA-Z0-9._~é-]{1,40}",

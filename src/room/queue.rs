@@ -1,8 +1,7 @@
-//! The live messages that wait for one client: a bounded channel whose halves are the room's
-//! [`Sender`] and the client's [`Receiver`].
+//! The queue of live messages for one client: a bounded channel whose halves are the room's [`Sender`]
+//! and the client's [`Receiver`].
 //!
-//! Not tokio's: that has no bound in bytes, takes seven times the memory, and costs twice the time a
-//! client.
+//! tokio's channel has no bound in bytes, and costs several times the memory and time for each client.
 
 use std::mem;
 use std::ops::Range;
@@ -15,10 +14,10 @@ use tokio::sync::mpsc;
 
 use crate::format::Batch;
 
-/// What waits, in order; room for what mostly waits, without an allocation.
+/// Queued batches, in order; a typical queue needs no allocation.
 pub type Batches = SmallVec<[Arc<Batch>; 2]>;
 
-/// What may wait for one client; one batch may always, however large.
+/// The bound of one queue; an empty queue accepts a batch of any size.
 #[derive(Debug, Clone, Copy)]
 pub struct Bound {
     /// Number of messages.
@@ -28,16 +27,16 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Whether so much may wait.
+    /// Whether the bound permits a queue of this size.
     pub fn allows(self, messages: usize, bytes: usize) -> bool {
         messages <= self.messages && bytes <= self.bytes
     }
 }
 
-/// A channel between a room, which never waits, and one client, which takes all there is.
+/// A channel from a room, which never waits, to one client, which receives everything queued at once.
 ///
-/// It is live while the room sends to it. On overflow, or when the room is sealed, the room stops:
-/// what is queued can still be received, and the rest is read from the history.
+/// It is live while the room sends to it. On overflow or seal the room stops: queued batches can still
+/// be received, and the rest is read from the history.
 pub fn channel() -> (Sender, Receiver) {
     let state = Arc::<Mutex<State>>::default();
     (Sender(state.clone()), Receiver(state))
@@ -58,14 +57,14 @@ struct State {
     bytes: usize,
     live: bool,
     client: Option<Waker>,
-    /// Whether receipts were asked for since the client last took something.
-    asked: bool,
-    /// The publishers that wait for the client to have the message of this sequence number.
+    /// Whether a publisher requested a receipt since the last receive.
+    ping_requested: bool,
+    /// The publishers that wait for the acknowledgement of a sequence number.
     receipts: Vec<(u64, mpsc::Sender<()>)>,
 }
 
 impl Sender {
-    /// Queues a batch; where it does not fit, stops being live instead and returns false.
+    /// Queues a batch; on overflow, stops being live instead and returns false.
     pub fn send(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
         let mut state = self.0.lock();
         let messages = state.messages + batch.len();
@@ -88,25 +87,25 @@ impl Sender {
         state.wake();
     }
 
-    /// Asks the client for a receipt, for `sender`, of all messages up to the sequence number `seq`;
-    /// without one, the sender is dropped when the client is gone.
+    /// Requests a receipt, through `sender`, for all messages up to the sequence number `seq`; without
+    /// one, `sender` is dropped when the client leaves.
     pub fn ask_receipt(&self, seq: u64, sender: mpsc::Sender<()>) {
         let mut state = self.0.lock();
         state.receipts.retain(|(_, sender)| !sender.is_closed());
         state.receipts.push((seq, sender));
-        state.asked = true;
+        state.ping_requested = true;
         state.wake();
     }
 }
 
 impl Receiver {
-    /// Is live from now on.
+    /// Makes the channel live.
     pub fn open(&self) {
         self.0.lock().live = true;
     }
 
-    /// Takes all that waits, leaving the empty `into` in its place; while it is live, the
-    /// task is woken when there is more, whether it got something now or not.
+    /// Swaps all queued batches with the empty `into`; while the channel is live, the task is woken for
+    /// later ones, whether this receive was empty or not.
     pub fn poll_recv(&self, cx: &mut Context<'_>, into: &mut Batches) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
@@ -118,15 +117,15 @@ impl Receiver {
         {
             state.client = Some(cx.waker().clone());
         }
-        // What is asked for lies in the history where it is not live: it is to be given first.
-        let asked = state.live && state.asked;
-        if !state.batches.is_empty() || asked {
+        // When not live, the requested messages are in the history and must be read before the ping.
+        let ping_requested = state.live && state.ping_requested;
+        if !state.batches.is_empty() || ping_requested {
             mem::swap(&mut state.batches, into);
             state.messages = 0;
             state.bytes = 0;
-            state.asked &= !asked;
+            state.ping_requested &= !ping_requested;
             Poll::Ready(Taken::All {
-                asked,
+                ping_requested,
                 watched: state.live,
             })
         } else if state.live {
@@ -136,7 +135,7 @@ impl Receiver {
         }
     }
 
-    /// The client has all messages up to the sequence number `seq`.
+    /// The client acknowledged all messages up to the sequence number `seq`.
     pub fn acknowledge(&self, seq: u64) {
         self.0.lock().receipts.retain(|(wanted, sender)| {
             if *wanted <= seq {
@@ -146,29 +145,29 @@ impl Receiver {
         });
     }
 
-    /// No receipts will come for messages with these sequence numbers: they are forgotten.
-    pub fn forgo(&self, seqs: &Range<u64>) {
+    /// Drops the requests for receipts of these messages: they were evicted before the client read them.
+    pub fn skip_receipts(&self, seqs: &Range<u64>) {
         let mut state = self.0.lock();
         state.receipts.retain(|(wanted, _)| !seqs.contains(wanted));
     }
 
-    /// No more receipts will come.
-    pub fn abandon(&self) {
+    /// Drops all requests for receipts: the client has left.
+    pub fn drop_receipts(&self) {
         self.0.lock().receipts = Vec::new();
     }
 }
 
-/// What a receiver gave.
+/// The result of a receive.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// All that waited.
+    /// Everything queued.
     All {
-        /// Whether receipts are asked for, of all messages given so far.
-        asked: bool,
-        /// Whether the task is woken when there is more.
+        /// Whether a receipt is requested for the messages received so far.
+        ping_requested: bool,
+        /// Whether the task is woken for later messages.
         watched: bool,
     },
-    /// Nothing waits, and nothing will come.
+    /// The queue is drained and no longer live.
     End,
 }
 

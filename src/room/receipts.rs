@@ -1,11 +1,11 @@
-//! Receipts: how many clients have a message.
+//! Receipts: how many clients acknowledge a message.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// The receipts for a message, as they come in.
+/// The receipts for one message.
 #[derive(Debug)]
 pub struct Receipts {
     pub(super) clients: usize,
@@ -13,13 +13,13 @@ pub struct Receipts {
 }
 
 impl Receipts {
-    /// How many clients were in the room.
+    /// How many clients were in the room when it was published.
     pub fn clients(&self) -> usize {
         self.clients
     }
 
-    /// Waits until every client that can has given its receipt or is gone, but not for longer than
-    /// `limit`; returns how many have given it.
+    /// Waits until every client that can acknowledge has done so or left, at most for `limit`; returns
+    /// how many acknowledged.
     pub async fn collect(mut self, limit: Duration) -> usize {
         let mut delivered = 0;
         let all = async {

@@ -1,4 +1,4 @@
-//! A subscription: the place of one client in the log of a room.
+//! A subscription: the cursor of one client in the log of a room.
 
 use std::mem;
 use std::sync::Arc;
@@ -11,64 +11,67 @@ use crate::disconnect::Disconnect;
 use crate::format::{self, Event, Format, Outbox};
 use crate::message::MessageId;
 
-/// One client's place in the log of a room; it leaves when dropped.
+/// One client's cursor in the log of a room; it leaves the room when dropped.
 ///
-/// What it gives is one contiguous run of the log. It reads the history in pieces, no larger than
-/// what may wait for one client, as fast as it is asked; with the piece that reaches the end of the
-/// log, under the same lock, its queue is attached.
+/// It yields one contiguous run of the log. It reads the history in steps within the bound of a queue;
+/// the step that reaches the end of the log makes the queue live under the same lock, so nothing is
+/// missed or repeated.
 #[derive(Debug)]
 pub struct Subscription {
     pub(super) room: Arc<Room>,
     pub(super) receiver: Receiver,
-    /// Its key among the registry of the room, until it has left.
+    /// The key in the registry of the room; none after leaving.
     pub(super) key: Option<usize>,
     /// The epoch of the log.
     pub(super) epoch: u64,
     pub(super) format: Format,
     pub(super) source: Source,
-    /// How many messages were forgotten before it got them, and it was not told yet.
+    /// Messages evicted before they were read, and not yet reported by a gap event.
     pub(super) missed: u64,
-    /// Whether receipts are asked for, of all that was given.
-    pub(super) asked: bool,
-    /// Sequence number of the message to give next.
+    /// Whether a receipt is requested for all messages yielded so far.
+    pub(super) ping_requested: bool,
+    /// Sequence number of the next message.
     pub(super) next: u64,
-    /// The last message given.
+    /// The last message yielded.
     pub(super) last: Option<MessageId>,
-    /// Sequence number of the first message after it joined.
+    /// Sequence number of the first message after the join.
     pub(super) joined_at: u64,
-    /// Taken from history or queue, and not given yet.
+    /// Taken from history or queue, and not yet yielded.
     pub(super) taken: Batches,
 }
 
-/// Where a subscription finds what comes next.
+/// Where the next messages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     History,
     Queue,
-    /// The queue, and the task that asked last is woken when there is more.
+    /// The queue, which wakes the last task for later messages.
     WatchedQueue,
 }
 
 impl Subscription {
-    /// Appends to `frames` what is to be written next; returns how many messages that is, which may
-    /// be none where receipts are asked for.
+    /// Appends the next messages to `frames`; returns how many, which may be 0 where a receipt is
+    /// requested.
     ///
     /// # Errors
-    /// [`Disconnect::Behind`] when the room has forgotten what should come next and the format cannot
-    /// say so, and [`Disconnect::ShuttingDown`] when all was given and the room is sealed.
+    /// [`Disconnect::Behind`] when the next messages were evicted and the format has no gap event, and
+    /// [`Disconnect::ShuttingDown`] at the end of a sealed log.
     pub fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
         frames: &mut Outbox,
     ) -> Poll<Result<u64, Disconnect>> {
-        while self.taken.is_empty() && self.missed == 0 && !self.asked {
+        while self.taken.is_empty() && self.missed == 0 && !self.ping_requested {
             if self.source == Source::History {
                 self.lock_and_read()?;
                 continue;
             }
             match ready!(self.receiver.poll_recv(cx, &mut self.taken)) {
-                Taken::All { asked, watched } => {
-                    self.asked = asked;
+                Taken::All {
+                    ping_requested,
+                    watched,
+                } => {
+                    self.ping_requested = ping_requested;
                     self.source = match watched {
                         true => Source::WatchedQueue,
                         false => Source::Queue,
@@ -77,17 +80,15 @@ impl Subscription {
                 Taken::End => self.source = Source::History,
             }
         }
-        Poll::Ready(Ok(self.give(frames)))
+        Poll::Ready(Ok(self.render_taken(frames)))
     }
 
-    /// Whether the task that asked last is woken when there is more, so that it need not ask again
-    /// before.
+    /// Whether the last task is woken for later messages, so that it need not poll before that.
     pub fn is_watched(&self) -> bool {
         self.source == Source::WatchedQueue
     }
 
-    /// Appends to `frames` the next piece of what the history held when it joined; returns how many
-    /// messages that is, 0 at the end.
+    /// Appends to `frames` the next messages from before the join; returns how many, 0 at the end.
     ///
     /// # Errors
     /// As [`poll_next`](Self::poll_next).
@@ -95,29 +96,29 @@ impl Subscription {
         if self.taken.is_empty() && self.next < self.joined_at {
             self.lock_and_read()?;
         }
-        Ok(self.give(frames))
+        Ok(self.render_taken(frames))
     }
 
-    /// Leaves the room; nothing more is queued from here on.
+    /// Leaves the room; the room queues nothing more.
     pub fn leave(&mut self) {
         if let Some(key) = self.key.take() {
             let mut log = self.room.log.lock();
-            log.place(key, None);
+            log.set_behind(key, None);
             log.registry.remove(key);
-            self.receiver.abandon();
-            // What only it still needed may go.
+            self.receiver.drop_receipts();
+            // Messages that only this client still needed can be evicted.
             let needed = log.needed();
-            log.history.forget(needed);
+            log.history.evict(needed);
             self.room.account(&log.history);
         }
     }
 
-    /// Whether somebody has asked for a receipt of all that was given, once.
-    pub fn take_asked(&mut self) -> bool {
-        mem::take(&mut self.asked)
+    /// Whether a receipt is requested for all messages yielded so far; resets the request.
+    pub fn take_ping_request(&mut self) -> bool {
+        mem::take(&mut self.ping_requested)
     }
 
-    /// The client has all messages up to `id`; what it was not given yet it cannot have.
+    /// The client acknowledged all messages up to `id`; an id beyond the last message yielded is ignored.
     pub fn acknowledge(&self, id: MessageId) {
         if self
             .last
@@ -127,7 +128,7 @@ impl Subscription {
         }
     }
 
-    /// How its events look.
+    /// The format of its events.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -137,7 +138,7 @@ impl Subscription {
         self.epoch
     }
 
-    /// The last message given, if any was.
+    /// The last message yielded, if any.
     pub fn last(&self) -> Option<MessageId> {
         self.last
     }
@@ -148,19 +149,24 @@ impl Subscription {
         self.read_history(&mut log)
     }
 
-    /// Takes the next piece of the history; goes live where that reaches the end of the log.
+    /// Takes the next step of the history; goes live where that reaches the end of the log.
     pub(super) fn read_history(&mut self, log: &mut Log) -> Result<(), Disconnect> {
-        // In echo mode what came after the join was answered to its sender and concerns nobody else.
+        // In echo mode a message after the join is answered to its sender only.
         let end = match self.room.mode {
             Mode::Echo => self.joined_at,
             Mode::Broadcast => log.history.next(),
         };
-        let missed = log.history.oldest().min(end).saturating_sub(self.next);
+        let missed = log
+            .history
+            .retained_from()
+            .min(end)
+            .saturating_sub(self.next);
         if missed > 0 && self.format == Format::Plain {
             return Err(Disconnect::Behind);
         }
         if missed > 0 {
-            self.receiver.forgo(&(self.next..self.next + missed));
+            self.receiver
+                .skip_receipts(&(self.next..self.next + missed));
             self.missed += missed;
             self.next += missed;
         }
@@ -179,17 +185,17 @@ impl Subscription {
         if reached >= end && !log.sealed {
             self.receiver.open();
             self.source = Source::Queue;
-            log.place(key, None);
+            log.set_behind(key, None);
         } else if self.taken.is_empty() && self.missed == 0 {
             return Err(Disconnect::ShuttingDown);
         } else {
-            log.place(key, Some(reached));
+            log.set_behind(key, Some(reached));
         }
         Ok(())
     }
 
-    /// Moves on over what was taken; returns how many messages that is.
-    fn give(&mut self, frames: &mut Outbox) -> u64 {
+    /// Renders what was taken and moves the cursor; returns how many messages.
+    fn render_taken(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
             let missed = Some(mem::take(&mut self.missed));
             frames.push(format::render_event(&Event::Gap { missed }, self.format).into());
@@ -208,7 +214,7 @@ impl Subscription {
     }
 }
 
-/// A list that grew longer than this in a burst is given back, so that idle clients stay small.
+/// A list that grew beyond this in a burst is freed, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
 impl Drop for Subscription {
