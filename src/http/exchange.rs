@@ -49,7 +49,7 @@ pub struct Http {
 /// The connection of a client that has joined a room.
 #[derive(Debug)]
 pub struct Upgraded<S> {
-    /// The stream: of a WebSocket right behind the 101, of an event stream before the head of the answer.
+    /// The stream: of a WebSocket behind the 101, of an event stream before the head of the answer.
     pub stream: S,
     /// What was read behind the request.
     pub ahead: Vec<u8>,

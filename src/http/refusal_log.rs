@@ -26,8 +26,8 @@ pub struct RefusalLog {
 }
 
 impl RefusalLog {
-    /// Logs a refusal of `peer`; or, after [`LOGGED`] ones with its status, counts it for a line within
-    /// a second. `request` is its method and path, as the peer sent them.
+    /// Logs a refusal of `peer`; or, after several with its status, counts it for a line within a
+    /// second. `request` is its method and path, as the peer sent them.
     pub fn record(self: &Arc<Self>, refusal: &Refusal, peer: SocketAddr, request: Option<&str>) {
         let status = refusal.status();
         let count = {

@@ -12,8 +12,8 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Waits until a read may bring bytes, as a read does, at a lower cost.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Hands `slices` to the kernel, as many at once as it takes; returns how many bytes it took. Registers no
-    /// wake-up.
+    /// Hands `slices` to the kernel, as many at once as it takes; returns how many bytes it took.
+    /// Registers no wake-up.
     ///
     /// # Errors
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it takes nothing now.
