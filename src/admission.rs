@@ -1,4 +1,4 @@
-//! Who may come in: by which name the server is asked for, and which web pages ask.
+//! Admission: which host names a request may be for, and which web pages may send it.
 
 use hyper::header::{self, HeaderMap, HeaderValue};
 
@@ -6,45 +6,45 @@ use crate::config::{Config, Host, HostPattern, Origin, OriginPattern};
 use crate::excerpt::excerpt;
 
 /// The rule for requests that a web page makes a browser send. It keeps out other sites' pages in
-/// honest browsers; a program says what it likes.
+/// honest browsers; any other program can forge the headers.
 #[derive(Debug)]
 pub struct Admission {
-    /// The names of the server beside those of this machine, where not every name will do.
+    /// The names of the server beside those of this machine; `None` if any name is allowed.
     hosts: Option<Vec<HostPattern>>,
-    /// Pages that may come in beside the server's own. Without any, those of this machine may.
+    /// Pages that are allowed beside the server's own. Without any, those of this machine are.
     origins: Vec<OriginPattern>,
 }
 
-/// Why a request may not come in, and what would let it in.
+/// Why a request is refused, and the option that would allow it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The server has no such name here: a page may have given its own name this address.
+    /// The server has no such name: a page may have pointed its own name at this address.
     #[error("host {name:?} is not allowed: --allow-host {name} would let it in")]
     Host {
         /// The name without the port.
         name: String,
     },
-    /// A page that may not come in.
+    /// The page is not allowed.
     #[error(
         "origin {origin:?} is not allowed for host {host:?}: --allow-origin {pattern} would let it in"
     )]
     Origin {
         /// As it was sent.
         origin: String,
-        /// As it is asked for.
+        /// The host of the request.
         host: String,
-        /// Written anew, and not what the peer says.
+        /// The parsed origin, written anew.
         pattern: String,
     },
-    /// A page of another site that its browser does not name.
+    /// The page is of another site, which the browser does not name.
     #[error(
         "a page of another site is not allowed for host {host:?}: --allow-origin '*' would let it in"
     )]
     CrossSite {
-        /// As it is asked for.
+        /// The host of the request.
         host: String,
     },
-    /// Which of them decides cannot be known.
+    /// There is more than one `Origin`.
     #[error("a request has one origin")]
     ManyOrigins,
 }
@@ -62,7 +62,7 @@ impl Admission {
         }
     }
 
-    /// Lets a request to `host` in, or not; returns the origin it comes from, if it says any.
+    /// Checks a request to `host`; returns its `Origin`, if it has one.
     ///
     /// # Errors
     /// [`Refused`].
@@ -84,9 +84,8 @@ impl Admission {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = origins.next() else {
             let is_refused = is_cross_site(headers) && !self.origins.contains(&OriginPattern::Any);
-            let host = shown_host;
             return match is_refused {
-                true => Err(Refused::CrossSite { host: host() }),
+                true => Err(Refused::CrossSite { host: shown_host() }),
                 false => Ok(None),
             };
         };
@@ -112,7 +111,7 @@ impl Admission {
         host.is_loopback() || hosts.iter().any(|it| it.matches(host))
     }
 
-    /// Whether this origin may ask for `host`; one that makes no sense is none.
+    /// Whether a page of this origin may send requests to `host`; `None` is an invalid origin.
     fn allows_origin(&self, origin: Option<&Origin>, host: Option<&Host>) -> bool {
         let Some(origin) = origin else {
             return self.origins.contains(&OriginPattern::Any);
@@ -125,14 +124,14 @@ impl Admission {
     }
 }
 
-/// Whether a browser asks because of a page of another site, other than to show the answer in the
-/// place of it (Fetch Metadata, section 2). Not every request of a page has an `Origin`.
+/// Whether a page of another site makes the browser send this request, other than to navigate to the
+/// answer (Fetch Metadata, section 2). Not every request of a page has an `Origin`.
 fn is_cross_site(headers: &HeaderMap) -> bool {
-    let says = |name, value: &str| {
+    let has = |name, value: &str| {
         let field = headers.get(name);
         field.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
     };
-    says("sec-fetch-site", "cross-site") && !says("sec-fetch-mode", "navigate")
+    has("sec-fetch-site", "cross-site") && !has("sec-fetch-mode", "navigate")
 }
 
 #[cfg(test)]
@@ -175,7 +174,7 @@ mod tests {
             "app.localhost",
             "127.0.0.1:8765",
             "[::1]:8765",
-            // No browser, this.
+            // Without a host, as HTTP/1.0 allows.
             "",
         ];
         let plain = admission("", true);

@@ -1,4 +1,4 @@
-//! Why a session ended: one value for the close frame, the log line and the counters.
+//! Why a connection ended: one value for the close frame and the log line.
 
 use std::io;
 
@@ -8,10 +8,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 /// The one reason why a session ended; the error type of a session, so `?` ends it.
 #[derive(Debug, thiserror::Error)]
 pub enum Disconnect {
-    /// The client closed, with this code if it gave one; it is echoed.
+    /// The client sent a close frame, with this code if it has one; the code is echoed.
     #[error("closed by the client")]
     ByClient(Option<u16>),
-    /// The server is told to stop.
+    /// The server is shutting down.
     #[error("server is shutting down")]
     ShuttingDown,
     /// The client broke RFC 6455.
@@ -26,19 +26,19 @@ pub enum Disconnect {
     /// Nothing came from the client within `--ping-timeout` of a ping.
     #[error("keepalive ping timeout")]
     NoPong,
-    /// The client fell behind what the room remembers.
+    /// The client fell behind the history of the room.
     #[error("too slow: fell behind the history of the room")]
     Behind,
-    /// The client took nothing for `--write-timeout`; whatever is still unsent is lost to it.
+    /// The client took nothing for `--write-timeout`; what is unsent is lost.
     #[error("too slow: took nothing for the write timeout")]
     Stalled,
     /// A message was cut to keep `--max-incoming`.
     #[error("no space: too much has begun and is not complete")]
     NoSpace,
-    /// A message that has begun did not go on for `--write-timeout`.
+    /// An incomplete message did not grow for `--write-timeout`.
     #[error("too slow: sent nothing more of a message for the write timeout")]
     Unfinished,
-    /// The client closed the connection without a close frame, as a program does that ends.
+    /// The client closed the connection without a close frame, as a program that exits does.
     #[error("gone")]
     Gone,
     /// The TCP connection broke.
@@ -47,8 +47,7 @@ pub enum Disconnect {
 }
 
 impl Disconnect {
-    /// The code that the connection ends with (RFC 6455, section 7.4.1): ours to send, or the
-    /// client's own.
+    /// The close code of the connection (RFC 6455, section 7.4.1): the server's, or the client's own.
     pub fn close_code(&self) -> Option<u16> {
         let code = match self {
             Self::ShuttingDown => CloseCode::Away,
@@ -63,21 +62,21 @@ impl Disconnect {
         Some(code.into())
     }
 
-    /// The close frame that is ours to send, if there is one.
+    /// The close frame that the server sends, if any.
     pub fn close_frame(&self) -> Option<CloseFrame> {
         match self {
             Self::ByClient(_) | Self::Gone | Self::Transport(_) => None,
-            ours => {
-                let code = ours.close_code()?.into();
+            by_server => {
+                let code = by_server.close_code()?.into();
                 Some(CloseFrame {
                     code,
-                    reason: ours.to_string().into(),
+                    reason: by_server.to_string().into(),
                 })
             }
         }
     }
 
-    /// Whether what the client still sends is not read as WebSocket frames any more.
+    /// Whether the client's bytes are no longer read as WebSocket frames.
     pub fn ends_reading(&self) -> bool {
         matches!(
             self,
@@ -90,11 +89,11 @@ impl Disconnect {
         )
     }
 
-    /// The reason that an error of the connection is: where the peer closed it, it is gone.
+    /// The reason for an error of the connection: [`Gone`](Self::Gone) if the peer closed it.
     pub fn from_io(error: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match error.kind() {
-            // A reset is what closing is with something still unread.
+            // Closing with unread data sends a reset.
             UnexpectedEof | ConnectionReset | BrokenPipe => Self::Gone,
             _ => Self::Transport(error),
         }

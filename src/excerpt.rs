@@ -1,18 +1,18 @@
-//! How much of what a peer says is shown to others.
+//! The part of a peer's text that is shown in logs and errors.
 
 use std::borrow::Cow;
 
-/// Characters that are shown; what is longer says how long it was.
+/// Characters that are shown; a longer text is followed by its length.
 const SHOWN: usize = 100;
 
-/// The beginning of what a peer says, for a log line or an answer, which has to escape it (`{:?}`).
-/// It costs the same however long the text is.
-pub fn excerpt(said: &[u8]) -> Cow<'_, str> {
-    // So many bytes are at least one character more than is shown, valid or not.
-    let beginning = String::from_utf8_lossy(&said[..said.len().min(4 * (SHOWN + 1))]);
+/// The beginning of a peer's text, for a log line or an answer, which has to escape it (`{:?}`). The
+/// cost does not depend on the length.
+pub fn excerpt(text: &[u8]) -> Cow<'_, str> {
+    // At least one character more than is shown, valid or not.
+    let beginning = String::from_utf8_lossy(&text[..text.len().min(4 * (SHOWN + 1))]);
     match beginning.char_indices().nth(SHOWN) {
         None => beginning,
-        Some((end, _)) => format!("{}… ({} bytes)", &beginning[..end], said.len()).into(),
+        Some((end, _)) => format!("{}… ({} bytes)", &beginning[..end], text.len()).into(),
     }
 }
 
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_long_is_cut_and_says_how_long_it_was() {
+    fn a_long_text_is_cut_and_its_length_is_shown() {
         assert_eq!(excerpt(b"http://example.com"), "http://example.com");
         assert_eq!(excerpt(&[b'x'; 100]), "x".repeat(100));
         let long = format!("{}… (101 bytes)", "x".repeat(100));

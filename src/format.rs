@@ -1,4 +1,4 @@
-//! How events look: the plain format, JSON, Server-Sent Events, and the batches that cache them.
+//! Encodings of events: the plain format, JSON, Server-Sent Events, and the batches that cache them.
 
 pub mod batch;
 pub mod event;
@@ -17,13 +17,13 @@ pub use plain::Plain;
 
 use batch::Rendition;
 
-/// How events look to a client.
+/// The encoding of a client's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
-    /// WebSocket messages that are what was sent, behind the prefix: any client understands them.
+    /// WebSocket messages: what was sent, behind the prefix. Any client understands them.
     #[default]
     Plain,
-    /// WebSocket messages that are JSON and tell ids: the subprotocol `wscast.v1.json`.
+    /// WebSocket messages in JSON, with ids: the subprotocol `wscast.v1.json`.
     Json,
     /// Server-Sent Events.
     EventStream,
@@ -55,7 +55,7 @@ pub fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
     bytes.into()
 }
 
-/// An event in a format that is not the plain one.
+/// An event in a format other than the plain one.
 pub fn render_event(event: &Event<'_>, format: Format) -> Bytes {
     let mut bytes = Vec::new();
     match format {
@@ -80,12 +80,12 @@ mod tests {
     }
 
     fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
-        let mut draft = BatchBuilder::default();
+        let mut builder = BatchBuilder::default();
         for (kind, payload) in messages {
-            plain.encode(*kind, payload, &mut draft);
+            plain.encode(*kind, payload, &mut builder);
         }
         let first = MessageId { epoch: 1, seq: 1 };
-        Arc::new(Batch::new(first, draft.take().unwrap()))
+        Arc::new(Batch::new(first, builder.take().unwrap()))
     }
 
     #[test]

@@ -1,19 +1,19 @@
-//! The vocabulary: the id of a message, and its kind.
+//! The id of a message, and its kind.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The name of a message in its room, written `<epoch>-<seq>`.
+/// The id of a message in its room, written `<epoch>-<seq>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {
     /// Unix time in milliseconds at which the room's log began, followed by three random digits.
     pub epoch: u64,
-    /// Counts 1, 2, 3 … without holes within an epoch.
+    /// Counts 1, 2, 3 … without gaps within an epoch.
     pub seq: u64,
 }
 
 impl MessageId {
-    /// An id of no log that is here: none begins at the end of time.
+    /// An id that is in no log: no log begins at the end of time.
     pub const OF_ANOTHER_LOG: Self = Self {
         epoch: u64::MAX,
         seq: 0,
@@ -47,7 +47,7 @@ impl FromStr for MessageId {
     }
 }
 
-/// What kind of WebSocket message it is.
+/// The kind of a WebSocket message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A text message, which is UTF-8.

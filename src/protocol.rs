@@ -1,4 +1,4 @@
-//! RFC 6455: frames, and what they say. No IO, no room, no options.
+//! RFC 6455: frames and their contents. No IO, no room, no options.
 
 pub mod decoder;
 pub mod fast_path;

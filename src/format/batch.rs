@@ -1,5 +1,4 @@
-//! A batch: messages that are published together, encoded once for all clients, and what is written
-//! of them.
+//! A batch: messages that are published together and encoded once for all clients.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -49,22 +48,23 @@ impl Frames {
     }
 }
 
-/// Messages that were published together: consecutive ids, encoded once, shared by everybody.
+/// Messages that were published together: consecutive ids, encoded once, shared by all
+/// clients.
 #[derive(Debug)]
 pub struct Batch {
     first: MessageId,
     time: SystemTime,
     frames: Frames,
-    /// In JSON and as Server-Sent Events, once somebody has wanted them so.
+    /// In JSON and as Server-Sent Events, encoded when a client first needs them.
     renditions: [OnceLock<Box<Rendition>>; 2],
 }
 
-/// What a batch costs besides its frames and marks: itself, the counters of its [`Arc`], its slot in
-/// a list that has spare ones, and what an allocator rounds up twice.
+/// Memory of a batch besides its frames and marks: the struct, the counters of its [`Arc`], its slot
+/// in a list with spare capacity, and the rounding of two allocations.
 const BATCH_COST: usize = size_of::<Batch>() + 64;
 
 impl Batch {
-    /// Names `frames`: the first of them gets `first`, the others the ids that follow.
+    /// Gives `frames` their ids: `first`, and those that follow.
     pub fn new(first: MessageId, frames: Frames) -> Self {
         Self {
             first,
@@ -79,13 +79,13 @@ impl Batch {
         self.time
     }
 
-    /// Its messages in a format that is not the plain one, encoded by `encode` the first time.
+    /// Its messages in a format other than the plain one, encoded by `encode` the first time.
     pub fn rendition(&self, format: Format, encode: impl FnOnce() -> Rendition) -> &Rendition {
         let kept = &self.renditions[usize::from(format == Format::EventStream)];
         kept.get_or_init(|| Box::new(encode()))
     }
 
-    /// Its messages as they were encoded.
+    /// Its messages in the plain format.
     pub fn frames(&self) -> &Frames {
         &self.frames
     }
@@ -127,12 +127,12 @@ impl Batch {
         Chunk::Batch(self, start)
     }
 
-    /// Bytes of all its frames, as they go to a socket.
+    /// Bytes of all its frames.
     pub fn frame_bytes(&self) -> usize {
         self.frames.bytes.len()
     }
 
-    /// Bytes of memory that it takes, without what a [rendition](Self::rendition) takes besides.
+    /// Bytes of memory that it takes, without its [renditions](Self::rendition).
     pub fn cost(&self) -> usize {
         let Frames { bytes, marks } = &self.frames;
         let marks = match marks.spilled() {
@@ -158,26 +158,25 @@ impl Batch {
     }
 }
 
-/// Messages that are encoded one behind the other.
+/// Encoded messages, one behind the other.
 #[derive(Debug)]
 pub struct Rendition {
     /// All of them.
     pub bytes: Bytes,
-    /// Offset in bytes behind each one's last byte.
+    /// For each, the offset behind its last byte.
     pub ends: Vec<usize>,
 }
 
-/// What is to be written to one client; room for the one thing that it mostly is, without an
-/// allocation.
+/// Chunks to be written to one client; mostly one, which needs no allocation.
 pub type Outbox = SmallVec<[Chunk; 1]>;
 
 /// Bytes that are to be written to one client.
 #[derive(Debug, Clone)]
 pub enum Chunk {
-    /// These.
+    /// Bytes of their own.
     Bytes(Bytes),
-    /// The frames of a batch, from so many bytes on. This is what nearly all of them are, and it
-    /// costs no more than a reference count; it keeps all of the batch, its renditions too.
+    /// The frames of a batch, from this offset on. Nearly all chunks are such; one costs a reference
+    /// count, and keeps all of the batch in memory, its renditions too.
     Batch(Arc<Batch>, usize),
 }
 
@@ -215,43 +214,43 @@ impl<T: Into<Bytes>> From<T> for Chunk {
     }
 }
 
-/// Messages that are encoded already and wait to be published, in batches.
+/// Encoded messages that wait to be published, in batches.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     /// Batches of the full size.
     pub(super) full: VecDeque<Frames>,
     pub(super) bytes: Vec<u8>,
     pub(super) marks: Marks,
-    /// Size of the last batch in messages and bytes: what the next one probably needs, at once.
-    usual: (usize, usize),
+    /// Size of the last batch in messages and bytes: the capacity that the next one begins with.
+    last_size: (usize, usize),
 }
 
-/// Messages of a batch, and bytes that end it: enough to share its cost, and few enough that one of
-/// its messages, remembered alone, does not keep much else in memory.
+/// A batch ends at so many messages or bytes: enough to share its cost, and few enough that one
+/// retained message does not keep much else in memory.
 pub(super) const MAX_BATCH: usize = 256;
 pub(super) const MAX_BATCH_BYTES: usize = 16 * 1024;
 
 impl BatchBuilder {
-    /// Takes out the oldest batch.
+    /// Takes the oldest batch.
     pub fn take(&mut self) -> Option<Frames> {
         self.full
             .pop_front()
             .or_else(|| (!self.marks.is_empty()).then(|| self.cut()))
     }
 
-    /// Sets aside for a batch that begins what it will probably need.
+    /// Allocates what the next batch will probably need, if it is empty.
     pub(super) fn begin(&mut self) {
         if self.marks.is_empty() {
-            self.marks = Marks::with_capacity(self.usual.0);
-            self.bytes = Vec::with_capacity(self.usual.1);
+            self.marks = Marks::with_capacity(self.last_size.0);
+            self.bytes = Vec::with_capacity(self.last_size.1);
         }
     }
 
     /// Ends the current batch.
     pub(super) fn cut(&mut self) -> Frames {
         let (mut bytes, mut marks) = (mem::take(&mut self.bytes), mem::take(&mut self.marks));
-        self.usual = (marks.len(), bytes.len());
-        // It may be remembered for long.
+        self.last_size = (marks.len(), bytes.len());
+        // The history may retain it for long.
         if bytes.capacity() / 2 > bytes.len() {
             bytes.shrink_to_fit();
             marks.shrink_to_fit();
@@ -289,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_costs_the_memory_it_takes_whatever_its_messages_say() {
+    fn a_batch_costs_the_memory_it_takes_however_small_its_messages() {
         let mark = |end| Mark {
             kind: Kind::Text,
             end,
@@ -311,15 +310,15 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_cut_into_batches() {
+    fn messages_are_cut_into_batches() {
         let plain = Plain::new(&Config::with(|config| {
             config.service.prefix = Some(String::new());
         }));
-        let mut draft = BatchBuilder::default();
+        let mut builder = BatchBuilder::default();
         for number in 0..=MAX_BATCH {
-            plain.encode(Kind::Text, number.to_string().as_bytes(), &mut draft);
+            plain.encode(Kind::Text, number.to_string().as_bytes(), &mut builder);
         }
-        let sizes: Vec<usize> = std::iter::from_fn(|| draft.take())
+        let sizes: Vec<usize> = std::iter::from_fn(|| builder.take())
             .map(|frames| frames.payloads().len())
             .collect();
         assert_eq!(sizes, [MAX_BATCH, 1]);

@@ -1,4 +1,4 @@
-//! What happens in a room, as a client that knows ids learns of it.
+//! Events of a room, for the formats that carry ids.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Batch;
 use crate::message::Kind;
 
-/// What happens in a room, as a client is told that knows ids.
+/// An event of a room, for the formats that carry ids.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Event<'a> {
@@ -22,9 +22,9 @@ pub enum Event<'a> {
         mode: &'a str,
         /// The newest message of the room when the client joined, if there ever was one.
         last_id: Option<String>,
-        /// Whether what follows is, provably, all that came after the id the client asked with.
+        /// Whether what follows is, provably, all that came after the id in the client's request.
         resumed: bool,
-        /// How many messages after that id are gone; none where nobody knows.
+        /// How many messages after that id are gone; `None` if that is not known.
         missed: Option<u64>,
     },
     /// A message, as its sender sent it.
@@ -33,7 +33,7 @@ pub enum Event<'a> {
         id: String,
         /// When it was published (RFC 3339, UTC, milliseconds).
         time: String,
-        /// What it says, if it is a text.
+        /// Its text, if it is a text message.
         #[serde(skip_serializing_if = "Option::is_none")]
         text: Option<Cow<'a, str>>,
         /// Its bytes in base64, if it is binary.
@@ -42,7 +42,7 @@ pub enum Event<'a> {
     },
     /// Messages are missing here.
     Gap {
-        /// How many; none where nobody knows.
+        /// How many; `None` if that is not known.
         missed: Option<u64>,
     },
 }

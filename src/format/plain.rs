@@ -32,28 +32,28 @@ impl Plain {
         }
     }
 
-    /// The frame that greets a client, if there is to be one.
+    /// The frame that greets a client, unless the text is empty.
     pub fn greeting(&self) -> Option<Bytes> {
         self.greeting.clone()
     }
 
-    /// Encodes a message as one unfragmented frame, behind what `draft` holds; this is the one copy
-    /// that its payload ever gets.
-    pub fn encode(&self, kind: Kind, payload: &[u8], draft: &mut BatchBuilder) {
-        draft.begin();
+    /// Encodes a message as one unfragmented frame, at the end of `builder`; this is the only copy of
+    /// its payload.
+    pub fn encode(&self, kind: Kind, payload: &[u8], builder: &mut BatchBuilder) {
+        builder.begin();
         let prefix = match kind {
             Kind::Text => &self.prefix,
             Kind::Binary => "",
         };
-        frame::encode(kind, prefix, payload, &mut draft.bytes);
-        draft.marks.push(Mark {
+        frame::encode(kind, prefix, payload, &mut builder.bytes);
+        builder.marks.push(Mark {
             kind,
-            end: draft.bytes.len(),
+            end: builder.bytes.len(),
             payload: payload.len(),
         });
-        if draft.marks.len() == MAX_BATCH || draft.bytes.len() >= MAX_BATCH_BYTES {
-            let batch = draft.cut();
-            draft.full.push_back(batch);
+        if builder.marks.len() == MAX_BATCH || builder.bytes.len() >= MAX_BATCH_BYTES {
+            let batch = builder.cut();
+            builder.full.push_back(batch);
         }
     }
 }
@@ -74,12 +74,12 @@ mod tests {
     }
 
     fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
-        let mut draft = BatchBuilder::default();
+        let mut builder = BatchBuilder::default();
         for (kind, payload) in messages {
-            plain.encode(*kind, payload, &mut draft);
+            plain.encode(*kind, payload, &mut builder);
         }
         let first = MessageId { epoch: 1, seq: 1 };
-        Arc::new(Batch::new(first, draft.take().unwrap()))
+        Arc::new(Batch::new(first, builder.take().unwrap()))
     }
 
     #[test]

@@ -2,8 +2,7 @@
 
 use super::Event;
 
-/// Appends `event` as Server-Sent Events have it (WHATWG HTML, section 9.2.5); a greeting is a
-/// comment.
+/// Appends `event` in the event-stream format (WHATWG HTML, section 9.2.5); a greeting is a comment.
 pub fn encode(event: &Event<'_>, stream: &mut Vec<u8>) {
     let mut line = |field: &str, value: &str| {
         stream.extend_from_slice(field.as_bytes());
@@ -34,7 +33,7 @@ pub fn encode(event: &Event<'_>, stream: &mut Vec<u8>) {
     stream.push(b'\n');
 }
 
-/// The lines of a text, ended as Server-Sent Events know it: LF, CR, or both; the last may be empty.
+/// The lines of a text, ended as in an event stream: by LF, CR, or both; the last may be empty.
 fn sse_lines(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! What the body of a request is: text or binary, and in which charset.
+//! The body of a request as a message: its kind and its charset.
 
 use std::borrow::Cow;
 
@@ -9,19 +9,19 @@ use hyper::header::{self, HeaderMap};
 use super::refusal::Refusal;
 use crate::message::Kind;
 
-/// What the head of a request says about its body.
+/// The kind and charset of a body, from the head of its request.
 #[derive(Debug)]
 pub struct Content {
-    /// None where it goes by the body itself.
+    /// `None` if the body itself decides: text if it is UTF-8, else binary.
     kind: Option<Kind>,
     charset: &'static Encoding,
 }
 
 impl Content {
-    /// What the body is that comes behind these header fields.
+    /// The kind and charset of the body behind these header fields.
     ///
     /// # Errors
-    /// A [`Refusal`] of what could not be read.
+    /// A [`Refusal`] of an encoding or charset that is not supported.
     pub fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         check_codings(headers)?;
         let content_type = headers.get(header::CONTENT_TYPE);
@@ -43,16 +43,16 @@ impl Content {
         Ok(Self { kind, charset })
     }
 
-    /// The message that `body` is: its kind, and its payload.
+    /// The kind and payload of the message in `body`.
     ///
     /// # Errors
-    /// A [`Refusal`] of a text that is not in the charset it is said to be in.
+    /// A [`Refusal`] of a text that is not in its charset.
     pub fn message<'a>(&self, body: &'a [u8]) -> Result<(Kind, Cow<'a, [u8]>), Refusal> {
         if self.kind == Some(Kind::Binary) {
             return Ok((Kind::Binary, body.into()));
         }
         if self.charset != UTF_8 {
-            // As browsers do: a byte order mark goes before the label.
+            // As in browsers, a byte order mark has precedence over the label.
             let (text, _, is_malformed) = self.charset.decode(body);
             return match (is_malformed, text) {
                 (false, Cow::Borrowed(text)) => Ok((Kind::Text, text.as_bytes().into())),
@@ -70,8 +70,8 @@ impl Content {
     }
 }
 
-/// What a media type says, in lower case; nothing where it is none, or that of an HTML form, which
-/// `curl -d` says of everything.
+/// The kind of a media type in lower case; `None` if it is malformed, or that of an HTML form, which
+/// `curl -d` gives to everything.
 fn kind_of(media_type: &str) -> Option<Kind> {
     let (top, name) = media_type.split_once('/')?;
     let suffix = name.rsplit('+').next().unwrap_or_default();
@@ -86,7 +86,7 @@ fn kind_of(media_type: &str) -> Option<Kind> {
     }
 }
 
-/// A message is what it is, not something packed.
+/// Refuses compressed bodies and unknown transfer codings.
 fn check_codings(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let is_none = |it: &[u8]| it.is_empty() || it.eq_ignore_ascii_case(b"identity");
@@ -196,7 +196,7 @@ mod tests {
             ("utf-16le", b"\0"),
             ("klingon", b"x"),
             ("", b"x"),
-            // One that browsers read as nothing, for safety.
+            // Browsers refuse to decode this one, for safety.
             ("iso-2022-kr", b"x"),
         ] {
             assert_eq!(

@@ -1,15 +1,15 @@
-//! `OPTIONS`, and what a page of another origin may read and send (Fetch, section 3.3).
+//! `OPTIONS`, and what pages of other origins may read and send (Fetch, section 3.3).
 
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::response::Builder;
 use hyper::{Response, StatusCode};
 
-/// The origin that may read the answer, where a web page asks (Fetch, section 3.3).
+/// The origin that may read the answer, if a web page sent the request (Fetch, section 3.3).
 #[derive(Debug)]
 pub struct Cors(pub Option<HeaderValue>);
 
 impl Cors {
-    /// A response that it may read.
+    /// A response that the origin may read.
     pub fn response(&self) -> Builder {
         let headers = self.headers().into_iter();
         headers.fold(Response::builder(), |response, (name, value)| {
@@ -17,7 +17,7 @@ impl Cors {
         })
     }
 
-    /// What says so.
+    /// The header fields that allow the origin to read a response.
     pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let Some(origin) = &self.0 else {
             return Vec::new();
@@ -29,7 +29,7 @@ impl Cors {
     }
 }
 
-/// What is answered to `OPTIONS`.
+/// The answer to `OPTIONS`.
 pub fn options(response: Builder, allowed: &'static str) -> Builder {
     response
         .status(StatusCode::NO_CONTENT)
@@ -37,7 +37,7 @@ pub fn options(response: Builder, allowed: &'static str) -> Builder {
         .header(header::CONNECTION, "close")
 }
 
-/// Says what a web page may send that the browser asks for first (Fetch, section 3.3.2).
+/// Adds the answer to a preflight: what a web page may send (Fetch, section 3.3.2).
 pub fn preflight(response: Builder) -> Builder {
     response
         .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")

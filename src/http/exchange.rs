@@ -1,4 +1,4 @@
-//! One HTTP/1 exchange on the WebSocket port, and what becomes of the connection then.
+//! One HTTP/1 exchange on the WebSocket port, and the hand-over of an upgraded connection.
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
@@ -36,7 +36,7 @@ use crate::format::Format;
 use crate::hub::Membership;
 use crate::transport::write::linger;
 
-/// What every HTTP exchange of a server needs to know.
+/// What all HTTP exchanges of a server share.
 #[derive(Debug, Clone)]
 pub struct Http {
     routes: Arc<Routes>,
@@ -46,23 +46,23 @@ pub struct Http {
     draining: CancellationToken,
 }
 
-/// A connection on which somebody follows a room from now on.
+/// The connection of a client that has joined a room.
 #[derive(Debug)]
 pub struct Upgraded<S> {
-    /// The stream: of a WebSocket right behind the 101, else with nothing written to it yet.
+    /// The stream: of a WebSocket behind the 101, of an event stream before the head of the answer.
     pub stream: S,
-    /// What the client sent right behind its request.
+    /// What was read behind the request.
     pub ahead: Vec<u8>,
-    /// The head of the answer, where that is still to be written.
+    /// The head of the answer, if it is still to be written.
     pub head: Bytes,
-    /// The name of its room.
+    /// The name of the room.
     pub room: String,
-    /// Its place in that room.
+    /// The client's membership of the room.
     pub membership: Membership,
 }
 
 impl Http {
-    /// Answers as `routes` say, and refuses everybody once `draining` is cancelled.
+    /// Answers by `routes`, and refuses new requests once `draining` is cancelled.
     pub fn new(
         routes: Arc<Routes>,
         open_timeout: Duration,
@@ -78,14 +78,14 @@ impl Http {
         }
     }
 
-    /// Serves one request of `peer`, which has to be there within `--open-timeout`; returns the
-    /// connection if it is that of a guest now, and closes it otherwise. Where the server has no place
-    /// left, no client is let in, and the connection gives way to the next once `no_place` ends.
+    /// Serves one request of `peer`, which has to be complete within `--open-timeout`; returns the
+    /// connection if the client has joined a room, and closes it otherwise. A connection without a
+    /// permit of `--max-connections` has an `eviction`: it cannot join, and is evicted once that ends.
     pub async fn serve<S>(
         self,
         stream: S,
         peer: SocketAddr,
-        no_place: Option<oneshot::Receiver<Infallible>>,
+        eviction: Option<oneshot::Receiver<Infallible>>,
     ) -> Option<Upgraded<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -95,20 +95,20 @@ impl Http {
             routes: self.routes,
             refusals: self.refusals.clone(),
             peer,
-            place: no_place.is_none(),
+            has_permit: eviction.is_none(),
             progress: progress.clone(),
         };
-        let mut gives_way = pin!(OptionFuture::from(no_place).fuse());
+        let mut evicted = pin!(OptionFuture::from(eviction).fuse());
         let mut connection = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
-            // Who has sent a request may close its side, and still gets the answer.
+            // A peer that has half-closed behind its request still gets the answer.
             .half_close(true)
             .header_read_timeout(None)
-            .serve_connection(TokioIo::new(Head::new(stream, &progress)), exchange);
+            .serve_connection(TokioIo::new(HeadRecorder::new(stream, &progress)), exchange);
 
         let mut served = pin!(poll_fn(|cx| match connection.poll_without_shutdown(cx) {
-            // No answer will come from there: it is for the guest to give.
-            Poll::Pending if progress.is_taken_over() => Poll::Ready(Ok(())),
+            // hyper writes no answer here: the event stream writes it.
+            Poll::Pending if progress.is_handed_over() => Poll::Ready(Ok(())),
             served => served,
         }));
         let ended = select! {
@@ -119,48 +119,48 @@ impl Http {
                 }
                 _ => Ended::Served,
             },
-            Some(_) = &mut gives_way => Ended::GivenWay,
+            Some(_) = &mut evicted => Ended::Evicted,
             () = self.draining.cancelled() => Ended::Early(draining()),
             () = sleep(self.open_timeout) => Ended::Early(timed_out()),
         };
-        // Once it is being answered, a request is answered to the end.
+        // A request that is being answered is answered to the end.
         let answered = progress.allowance();
         match (answered, &ended) {
             (Some(more), Ended::Early(_)) => select! {
                 _ = served => {}
                 () = sleep(self.open_timeout + more) => return None,
-                Some(_) = &mut gives_way => return None,
+                Some(_) = &mut evicted => return None,
             },
-            (Some(_), Ended::GivenWay) => return None,
+            (Some(_), Ended::Evicted) => return None,
             _ => {}
         }
 
         let parts = connection.into_parts();
-        let Head {
+        let HeadRecorder {
             mut stream, bytes, ..
         } = parts.io.into_inner();
-        if let State::Joined(guest) = std::mem::take(&mut *progress.0.lock()) {
+        if let State::HandedOver(handover) = std::mem::take(&mut *progress.0.lock()) {
             return Some(Upgraded {
                 stream,
                 ahead: parts.read_buf.to_vec(),
-                head: guest.head,
-                room: guest.room,
-                membership: guest.membership,
+                head: handover.head,
+                room: handover.room,
+                membership: handover.membership,
             });
         }
-        let gives_way_now = matches!(ended, Ended::GivenWay);
+        let is_evicted = matches!(ended, Ended::Evicted);
         let refusal = match ended {
             Ended::Early(refusal) if answered.is_none() => Some(refusal),
             Ended::Malformed { is_too_large } => Some(explain(&bytes, is_too_large)),
-            Ended::GivenWay => Some(full()),
+            Ended::Evicted => Some(full()),
             _ => None,
         };
         let answer = refusal.map(|refusal| {
-            self.refusals.note(&refusal, peer, None);
-            whole_answer(&refusal)
+            self.refusals.record(&refusal, peer, None);
+            encode_refusal(&refusal)
         });
         let answer = answer.unwrap_or_default();
-        if gives_way_now {
+        if is_evicted {
             stream.write_all(&answer).now_or_never();
             return None;
         }
@@ -171,22 +171,22 @@ impl Http {
         select! {
             () = close => {}
             () = sleep(self.close_timeout) => {}
-            Some(_) = gives_way => {}
+            Some(_) = evicted => {}
         }
         None
     }
 }
 
-/// How the service of a request ended.
+/// How an exchange ended.
 enum Ended {
     /// With an answer, or with the connection.
     Served,
-    /// With something that is no request.
+    /// With bytes that are not a request.
     Malformed { is_too_large: bool },
-    /// Before there was a request.
+    /// Before the request was complete.
     Early(Refusal),
-    /// For the next one, as there is no place.
-    GivenWay,
+    /// By eviction, as it has no permit.
+    Evicted,
 }
 
 fn full() -> Refusal {
@@ -201,8 +201,8 @@ fn timed_out() -> Refusal {
     Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
 }
 
-/// An answer as it goes to a socket that hyper has not written to.
-fn whole_answer(refusal: &Refusal) -> Vec<u8> {
+/// The bytes of a refusal, for a socket that hyper has not written to.
+fn encode_refusal(refusal: &Refusal) -> Vec<u8> {
     let Ok(response) = refusal.response() else {
         return Vec::new();
     };
@@ -211,15 +211,15 @@ fn whole_answer(refusal: &Refusal) -> Vec<u8> {
     answer
 }
 
-/// A stream that keeps the head of a request, to explain it, and what hyper answers by itself, which
-/// has no reason, to itself.
-struct Head<S> {
+/// A stream that keeps the head of a request, to find what is wrong with it, and that discards hyper's
+/// own answers, which have no body.
+struct HeadRecorder<S> {
     stream: S,
     progress: Progress,
     bytes: Vec<u8>,
 }
 
-impl<S> Head<S> {
+impl<S> HeadRecorder<S> {
     fn new(stream: S, progress: &Progress) -> Self {
         Self {
             stream,
@@ -229,7 +229,7 @@ impl<S> Head<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Head<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for HeadRecorder<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -245,7 +245,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Head<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Head<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for HeadRecorder<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -266,7 +266,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Head<S> {
     }
 }
 
-/// How far an exchange has come, as its two sides know it.
+/// The state of an exchange, shared by its service and its connection.
 #[derive(Debug, Clone, Default)]
 struct Progress(Arc<Mutex<State>>);
 
@@ -275,36 +275,36 @@ enum State {
     #[default]
     ReadingHead,
     ReadingBody,
-    /// It is being answered, which may take so long.
+    /// It is being answered, which may take this long.
     Answering(Duration),
-    Joined(Box<Joined>),
+    HandedOver(Box<Handover>),
 }
 
 #[derive(Debug)]
-struct Joined {
+struct Handover {
     room: String,
     membership: Membership,
     head: Bytes,
 }
 
 impl Progress {
-    /// How long the answer may take, once there is to be one.
+    /// How long the answer may take; `None` before the request is complete.
     fn allowance(&self) -> Option<Duration> {
         match &*self.0.lock() {
             State::ReadingHead | State::ReadingBody => None,
             State::Answering(time) => Some(*time),
-            State::Joined(_) => Some(Duration::ZERO),
+            State::HandedOver(_) => Some(Duration::ZERO),
         }
     }
 
-    /// Whether nothing is known of a request yet.
+    /// Whether the head of the request is incomplete.
     fn is_reading_head(&self) -> bool {
         matches!(&*self.0.lock(), State::ReadingHead)
     }
 
-    /// Whether the guest gives the answer itself.
-    fn is_taken_over(&self) -> bool {
-        matches!(&*self.0.lock(), State::Joined(guest) if !guest.head.is_empty())
+    /// Whether the answer is handed over as well, for the event stream to write.
+    fn is_handed_over(&self) -> bool {
+        matches!(&*self.0.lock(), State::HandedOver(handover) if !handover.head.is_empty())
     }
 }
 
@@ -313,7 +313,7 @@ struct Exchange {
     routes: Arc<Routes>,
     refusals: Arc<RefusalLog>,
     peer: SocketAddr,
-    place: bool,
+    has_permit: bool,
     progress: Progress,
 }
 
@@ -325,18 +325,19 @@ impl Service<Request<Incoming>> for Exchange {
     type Future = Pin<Box<Answering>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (routes, progress, place) = (self.routes.clone(), self.progress.clone(), self.place);
+        let (routes, progress) = (self.routes.clone(), self.progress.clone());
+        let has_permit = self.has_permit;
         let (refusals, peer) = (self.refusals.clone(), self.peer);
         *progress.0.lock() = State::ReadingBody;
         Box::pin(async move {
             let answering = |time| *progress.0.lock() = State::Answering(time);
             let (method, uri) = (request.method().clone(), request.uri().clone());
-            let answer = match routes.answer(request, place, answering).await {
+            let answer = match routes.answer(request, has_permit, answering).await {
                 Ok(answer) => answer,
                 Err(refusal) => {
-                    // Not its query, which may hold a secret.
+                    // Without the query, which may hold a secret.
                     let request = format!("{method} {}", uri.path());
-                    refusals.note(&refusal, peer, Some(&excerpt(request.as_bytes())));
+                    refusals.record(&refusal, peer, Some(&excerpt(request.as_bytes())));
                     Answer::Response(refusal.response())
                 }
             };
@@ -361,7 +362,7 @@ impl Service<Request<Incoming>> for Exchange {
                         true => Bytes::new(),
                         false => head_of(&response).into(),
                     };
-                    *progress.0.lock() = State::Joined(Box::new(Joined {
+                    *progress.0.lock() = State::HandedOver(Box::new(Handover {
                         room,
                         membership,
                         head,
@@ -376,7 +377,8 @@ impl Service<Request<Incoming>> for Exchange {
     }
 }
 
-/// The head of `response` as it goes to a socket that hyper does not write to (RFC 9112, section 4).
+/// The bytes of the head of `response`, for a socket that hyper does not write to (RFC 9112, section
+/// 4).
 fn head_of(response: &Response<Body>) -> Vec<u8> {
     let date = fmt_http_date(SystemTime::now());
     let mut head = format!("HTTP/1.1 {}\r\ndate: {date}\r\n", response.status()).into_bytes();

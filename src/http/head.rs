@@ -1,13 +1,13 @@
-//! The head of a request that makes no sense: what is wrong with it.
+//! What is wrong with the head of a request that cannot be parsed.
 
 use hyper::StatusCode;
 
 use super::refusal::Refusal;
 
-/// Bytes that the head of a request may have.
+/// The most bytes of the head of a request.
 pub const HEAD_MAX: usize = 16 * 1024;
 
-/// What is wrong with the head of a request that hyper does not take, and does not explain.
+/// What is wrong with a head that hyper refuses without a reason.
 pub fn explain(head: &[u8], is_too_large: bool) -> Refusal {
     let lines = head.split(|it| *it == b'\n').map(<[u8]>::trim_ascii);
     let fields = lines.skip(1).take_while(|line| !line.is_empty());
@@ -19,7 +19,7 @@ pub fn explain(head: &[u8], is_too_large: bool) -> Refusal {
         named.map(|(_, value)| value.trim())
     };
     let is_number = |it: &str| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit());
-    // hyper keeps the largest numbers for itself.
+    // hyper reserves the two largest numbers.
     let is_huge = |it: &str| is_number(it) && it.parse().map_or(true, |it: u64| it > u64::MAX - 2);
     let mut lengths = values("content-length");
     if lengths.clone().any(is_huge) {

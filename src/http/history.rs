@@ -1,4 +1,4 @@
-//! `GET /<room>?history`: what a room remembers, as JSON.
+//! `GET /<room>?history`: the history of a room as JSON.
 
 use std::{iter, mem};
 
@@ -17,7 +17,7 @@ use super::routes::Routes;
 use crate::format;
 use crate::room::RoomName;
 
-/// Whether a history begins right behind the id that was asked for.
+/// The header that says whether a history begins right behind the id of the request.
 const RESUMED: &str = "wscast-resumed";
 
 impl Routes {
@@ -30,23 +30,23 @@ impl Routes {
     ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
         let (since, limit) = (since(request)?, Query::of(request).limit()?);
         let (batches, start) = self.hub.history(room, since).unwrap_or_default();
-        // Batch by batch as the client takes them: of what is shared anyway, only that is copied.
+        // Encoded batch by batch as the client takes them, so that there is no copy of the whole history.
         let (mut next, mut left, mut lead) = (start.next, limit, "\n");
-        let pieces = batches.into_iter().map(move |batch| {
+        let chunks = batches.into_iter().map(move |batch| {
             let skipped = next.saturating_sub(batch.seqs().start) as usize;
-            let mut piece = String::new();
+            let mut chunk = String::new();
             for message in format::event::messages(&batch).skip(skipped).take(left) {
-                piece.push_str(mem::replace(&mut lead, ",\n"));
-                piece.push_str(&format::json::to_string(&message));
+                chunk.push_str(mem::replace(&mut lead, ",\n"));
+                chunk.push_str(&format::json::to_string(&message));
                 left -= 1;
             }
             next = batch.seqs().end;
-            piece
+            chunk
         });
-        let pieces = iter::once("[".to_owned()).chain(pieces);
-        let frames = pieces
+        let chunks = iter::once("[".to_owned()).chain(chunks);
+        let frames = chunks
             .chain(["\n]\n".to_owned()])
-            .map(|piece| Ok(Frame::data(Bytes::from(piece))));
+            .map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
         let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
         let resumed = start.resumed;
         let response = response

@@ -1,4 +1,4 @@
-//! The client page, and the headers that it is served with.
+//! The client page and its headers.
 
 use std::sync::LazyLock;
 
@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 
 use super::response::{Body, NO_SNIFFING, whole};
 
-/// The page for people, also usable as a file of its own.
+/// The client page; it also works when opened as a file.
 const PAGE: &str = include_str!("../../static/client.html");
 
-/// What the page may do: run its own style and script, nothing that somebody slipped in, and talk
-/// to WebSocket servers. (Not every browser takes `'self'` for one.)
+/// What the page may do: use its own style and script, but none that is injected, and connect to
+/// WebSocket servers. (`'self'` does not cover `ws:` in every browser.)
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "default-src 'none'; style-src '{}'; script-src '{}'; connect-src 'self' ws: wss:; \
@@ -23,13 +23,13 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Changes with the page, and with what it may do.
+/// Changes with the page and with [`POLICY`].
 static ETAG: LazyLock<String> = LazyLock::new(|| {
     let hash = Sha256::new().chain_update(PAGE).chain_update(&*POLICY);
     format!("\"{}\"", HEXLOWER.encode(&hash.finalize()[..8]))
 });
 
-/// The hash of the page's one element of that name, as a policy wants it (CSP Level 3, section
+/// The hash of the page's only element of that name, as a policy lists it (CSP Level 3, section
 /// 2.3.1).
 fn source_hash(element: &str) -> String {
     let (_, rest) = PAGE
@@ -38,7 +38,7 @@ fn source_hash(element: &str) -> String {
     let (source, _) = rest
         .split_once(&format!("</{element}>"))
         .expect("it has an end");
-    // As browsers read it, whatever the lines ended with when this was compiled.
+    // As browsers normalize it, whatever the line ends of the source file are.
     let source = source.replace("\r\n", "\n");
     format!("sha256-{}", BASE64.encode(&Sha256::digest(source)))
 }
@@ -48,7 +48,7 @@ fn source_hash(element: &str) -> String {
 pub fn respond(request: &HeaderMap) -> http::Result<Response<Body>> {
     let response = Response::builder()
         .header(header::ETAG, &*ETAG)
-        // Kept, and asked for again each time: a new server may bring a new page.
+        // Stored, and revalidated each time: a new server may have a new page.
         .header(header::CACHE_CONTROL, "no-cache")
         .header(header::VARY, "Accept")
         .header(header::CONNECTION, "close");

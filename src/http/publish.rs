@@ -1,4 +1,4 @@
-//! `POST /<room>`: the body is a message.
+//! `POST /<room>`: publishes the body as a message.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -20,13 +20,13 @@ use crate::format::BatchBuilder;
 use crate::hub::JoinError;
 use crate::room::RoomName;
 
-/// The answer to a message that is published.
+/// The answer to a POST that is published.
 #[derive(Debug, Serialize)]
 pub(super) struct Published {
     id: String,
     /// How many clients were in the room.
     clients: usize,
-    /// How many of them gave a receipt, where that was waited for.
+    /// How many of them sent a receipt, if the request waits for receipts.
     #[serde(skip_serializing_if = "Option::is_none")]
     delivered: Option<usize>,
 }
@@ -39,7 +39,7 @@ impl Published {
 }
 
 impl Routes {
-    /// Publishes the body of `request`, and waits for receipts if it asks for them.
+    /// Publishes the body of `request`; waits for receipts if its query has `wait`.
     pub(super) async fn publish(
         &self,
         request: Request<Incoming>,
@@ -48,7 +48,7 @@ impl Routes {
     ) -> Result<Published, Refusal> {
         let (head, body) = request.into_parts();
         let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
-        // Before a client that waits for `100 Continue` gets it.
+        // Checked before `100 Continue`, which the read of the body sends.
         let content = Content::of(&head.headers)?;
         let body = self.read(body).await?;
         answering(wait.unwrap_or_default());
@@ -57,27 +57,27 @@ impl Routes {
             return Err(self.too_big());
         }
 
-        let presence = self.hub.enter(room)?;
-        let mut draft = BatchBuilder::default();
-        presence.plain().encode(kind, &payload, &mut draft);
-        let frames = draft.take().expect("it was encoded just now");
+        let guard = self.hub.enter(room)?;
+        let mut builder = BatchBuilder::default();
+        guard.plain().encode(kind, &payload, &mut builder);
+        let frames = builder.take().expect("it was encoded just now");
         if self.config.logs.messages {
             message_log::received(&Span::current(), &frames);
         }
-        let batch = presence.publish(frames).map_err(|_| JoinError::Sealed)?;
+        let batch = guard.publish(frames).map_err(|_| JoinError::Sealed)?;
         if self.config.logs.messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }
         let id = batch.last_id();
         let Some(wait) = wait else {
-            let clients = presence.room().clients();
+            let clients = guard.room().clients();
             return Ok(Published {
                 id: id.to_string(),
                 clients,
                 delivered: None,
             });
         };
-        let receipts = presence.room().ask_receipts(id.seq);
+        let receipts = guard.room().ask_receipts(id.seq);
         let clients = receipts.clients();
         let delivered = receipts.collect(wait).await;
         Ok(Published {
@@ -87,11 +87,10 @@ impl Routes {
         })
     }
 
-    /// Reads a body that is a message, in a buffer of its own: a slice of hyper's would keep all of
-    /// that.
+    /// Reads a body into a buffer of its own: a slice of hyper's buffer would keep all of that in memory.
     async fn read(&self, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
         let limit = self.config.limits.max_message_size.bytes();
-        // Before the client is told to go on, if it waits for that.
+        // Checked before `100 Continue`, too.
         if body.size_hint().lower() > limit as u64 {
             return Err(self.too_big());
         }

@@ -1,4 +1,4 @@
-//! A request that is not granted.
+//! Refusals: 4xx and 5xx answers.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 
 use super::response::{Body, NO_SNIFFING, TEXT, whole};
 
-/// A request that is not granted, with the reason in one line.
+/// A 4xx or 5xx answer with the reason in one line.
 #[derive(Debug)]
 pub struct Refusal {
     status: StatusCode,
@@ -16,8 +16,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with this status and reason. What the reason says in a peer's words is an excerpt of
-    /// them, and escaped.
+    /// A refusal with this status and reason. Text of a peer in the reason has to be an excerpt, and
+    /// escaped.
     pub fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
@@ -26,12 +26,12 @@ impl Refusal {
         }
     }
 
-    /// 400: the request makes no sense.
+    /// 400: the request is malformed.
     pub fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, reason)
     }
 
-    /// 501: a transfer coding that is not understood (RFC 9112, section 6.1).
+    /// 501: the transfer coding is not supported (RFC 9112, section 6.1).
     pub fn transfer_coding() -> Self {
         let reason = "of the transfer codings only chunked is understood";
         Self::new(StatusCode::NOT_IMPLEMENTED, reason)
@@ -61,27 +61,27 @@ impl Refusal {
         self.status
     }
 
-    /// Why, in one line.
+    /// The reason, in one line.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// What the body says.
+    /// The body.
     pub fn line(&self) -> String {
         format!("{}\n", self.reason)
     }
 
-    /// The response to it.
+    /// It as a response.
     ///
     /// # Errors
-    /// None that can happen.
+    /// Those of the builder, which valid header fields do not cause.
     pub fn response(&self) -> hyper::http::Result<Response<Body>> {
         let line = self.line();
         let mut response = Response::builder()
             .status(self.status)
             .header(header::CONTENT_TYPE, TEXT)
             .header(header::CONTENT_LENGTH, line.len())
-            // Without it, caches may keep some kinds of refusals.
+            // Otherwise caches may store some statuses.
             .header(header::CACHE_CONTROL, "no-store")
             .header(NO_SNIFFING.0, NO_SNIFFING.1)
             .header(header::CONNECTION, "close");

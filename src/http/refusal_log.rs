@@ -1,4 +1,4 @@
-//! What the log says of requests that are not granted: each kind at a bounded pace.
+//! Log lines of refused requests, at a bounded rate for each status.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,27 +12,27 @@ use tracing::{info, warn};
 
 use crate::http::refusal::Refusal;
 
-/// Refusals with one status that are logged in one [`SPELL`]; of those behind them only the count is.
+/// Refusals with one status that are logged in one [`WINDOW`]; the others are only counted.
 const LOGGED: u64 = 5;
 
-/// How long refusals are counted together.
-const SPELL: Duration = Duration::from_secs(1);
+/// How long refusals of one status are counted together.
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// Logs refusals: a flood of them costs a few lines a second.
 #[derive(Debug, Default)]
 pub struct RefusalLog {
-    /// How many there were in the spell that has begun. There are no more kinds than statuses.
-    spells: Mutex<HashMap<StatusCode, u64>>,
+    /// How many there are in the current window; at most one entry for each status.
+    counts: Mutex<HashMap<StatusCode, u64>>,
 }
 
 impl RefusalLog {
-    /// Logs that a request of `peer` is refused; or, after many with its status, counts it for a line
-    /// that comes within a second. `request` is what is known of it, in the words of the peer.
-    pub fn note(self: &Arc<Self>, refusal: &Refusal, peer: SocketAddr, request: Option<&str>) {
+    /// Logs a refusal of `peer`; or, after several with its status, counts it for a line within a
+    /// second. `request` is its method and path, as the peer sent them.
+    pub fn record(self: &Arc<Self>, refusal: &Refusal, peer: SocketAddr, request: Option<&str>) {
         let status = refusal.status();
         let count = {
-            let mut spells = self.spells.lock();
-            let count = spells.entry(status).or_default();
+            let mut counts = self.counts.lock();
+            let count = counts.entry(status).or_default();
             *count += 1;
             *count
         };
@@ -46,9 +46,9 @@ impl RefusalLog {
         if count == 1 {
             let log = self.clone();
             tokio::spawn(async move {
-                sleep(SPELL).await;
-                let count = log.spells.lock().remove(&status);
-                tell_rest(status, count.unwrap_or_default());
+                sleep(WINDOW).await;
+                let count = log.counts.lock().remove(&status);
+                log_rest(status, count.unwrap_or_default());
             });
         }
     }
@@ -56,14 +56,14 @@ impl RefusalLog {
 
 impl Drop for RefusalLog {
     fn drop(&mut self) {
-        for (status, count) in self.spells.get_mut().drain() {
-            tell_rest(status, count);
+        for (status, count) in self.counts.get_mut().drain() {
+            log_rest(status, count);
         }
     }
 }
 
-/// Says how many of `count` refusals have no line of their own.
-fn tell_rest(status: StatusCode, count: u64) {
+/// Logs how many of `count` refusals have no line of their own.
+fn log_rest(status: StatusCode, count: u64) {
     let more = count.saturating_sub(LOGGED);
     let code = status.as_u16();
     match more {
@@ -75,7 +75,7 @@ fn tell_rest(status: StatusCode, count: u64) {
     }
 }
 
-/// Whether an option or a larger machine may be what is missing; else it is the peer's fault.
+/// Whether an option or a larger machine may help; otherwise the fault is the peer's.
 fn is_for_the_operator(status: StatusCode) -> bool {
     status == StatusCode::FORBIDDEN || status == StatusCode::SERVICE_UNAVAILABLE
 }

@@ -1,4 +1,4 @@
-//! What a request says: what it wants, from where, and what it brings.
+//! A request, parsed: the resource, the host, the room and the query.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,47 +14,47 @@ use crate::message::MessageId;
 use crate::protocol::handshake::has_token;
 use crate::room::name::{NotARoom, RoomName};
 
-/// How long somebody who publishes may wait for receipts, and does where nothing else is said.
+/// How long a POST may wait for receipts, and how long it waits without `timeout`.
 const RECEIPT_WAIT_MAX: Duration = Duration::from_secs(60);
 const RECEIPT_WAIT: Duration = Duration::from_secs(10);
 
-/// What somebody wants who asks for a room with GET.
+/// What a GET of a room's path is for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Want {
+pub enum Resource {
     /// A WebSocket.
     WebSocket,
     /// Server-Sent Events.
     Events,
-    /// What the room remembers.
+    /// The history of the room.
     History,
     /// The client page.
     Page,
 }
 
-/// What a request with GET or HEAD is for.
-pub fn wants(request: &Request<Incoming>) -> Want {
+/// The resource that a GET or HEAD is for.
+pub fn resource_of(request: &Request<Incoming>) -> Resource {
     let headers = request.headers();
     if has_token(headers, header::UPGRADE, "websocket") {
-        Want::WebSocket
+        Resource::WebSocket
     } else if has_token(headers, header::ACCEPT, "text/event-stream") {
-        Want::Events
+        Resource::Events
     } else if Query::of(request).get("history").is_some() {
-        Want::History
+        Resource::History
     } else {
-        Want::Page
+        Resource::Page
     }
 }
 
-/// Whether a browser asks if a web page may send what it wants to (Fetch, section 3.3.2).
+/// Whether a browser asks if a web page may send a request (Fetch, section 3.3.2).
 pub fn is_preflight(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN)
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The host that a request is for (RFC 9112, section 3.2); none where it names none.
+/// The host that a request is for (RFC 9112, section 3.2); `None` if it names none.
 ///
 /// # Errors
-/// A [`Refusal`].
+/// A [`Refusal`] where `Host` is missing, repeated or malformed.
 pub fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -75,7 +75,7 @@ pub fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
 /// The room that `path` names.
 ///
 /// # Errors
-/// A [`Refusal`].
+/// A [`Refusal`] of a path that names no room.
 pub fn room_of(path: &str) -> Result<RoomName, Refusal> {
     path.parse().map_err(|error: NotARoom| {
         let status = match error {
@@ -97,17 +97,17 @@ impl<'a> Query<'a> {
         Self(request.uri().query().unwrap_or_default())
     }
 
-    /// What it says of `name`.
+    /// The value of `name`.
     pub fn get(&self, name: &str) -> Option<Cow<'a, str>> {
         form_urlencoded::parse(self.0.as_bytes())
             .find(|(it, _)| it == name)
             .map(|(_, value)| value)
     }
 
-    /// How many messages it wants at most.
+    /// The most messages to return.
     ///
     /// # Errors
-    /// A [`Refusal`].
+    /// A [`Refusal`] where `limit` is not a number from 1.
     pub fn limit(&self) -> Result<usize, Refusal> {
         match self.get("limit").map(|limit| limit.parse()) {
             None => Ok(usize::MAX),
@@ -116,10 +116,10 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// How long it waits for receipts, if it does.
+    /// How long to wait for receipts, if at all.
     ///
     /// # Errors
-    /// A [`Refusal`].
+    /// A [`Refusal`] of an unknown `wait`, or of a `timeout` that is malformed or too long.
     pub fn wait(&self) -> Result<Option<Duration>, Refusal> {
         match self.get("wait").as_deref() {
             None => return Ok(None),
@@ -138,17 +138,17 @@ impl<'a> Query<'a> {
     }
 }
 
-/// The last message that the client has: the one that an `EventSource` has seen since it asked
-/// first, or else the one that the query names.
+/// The last message that the client has: `Last-Event-ID`, which an `EventSource` sends when it
+/// reconnects, or else `since` of the query.
 ///
 /// # Errors
-/// A [`Refusal`] where the query names what is no id.
+/// A [`Refusal`] where `since` is not an id.
 pub fn since(request: &Request<Incoming>) -> Result<Option<MessageId>, Refusal> {
-    let seen = request.headers().get("last-event-id");
-    let seen = seen.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
-    if let Some(seen) = seen {
-        // An `EventSource` that is answered 400 never comes back.
-        let id = str::from_utf8(seen).ok().and_then(|it| it.parse().ok());
+    let last = request.headers().get("last-event-id");
+    let last = last.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
+    if let Some(last) = last {
+        // An `EventSource` never reconnects after a 400.
+        let id = str::from_utf8(last).ok().and_then(|it| it.parse().ok());
         return Ok(Some(id.unwrap_or(MessageId::OF_ANOTHER_LOG)));
     }
     let since = Query::of(request).get("since").filter(|it| !it.is_empty());

@@ -1,4 +1,4 @@
-//! What responses have in common: bodies, and their types.
+//! Bodies of responses, and their types.
 
 use std::convert::Infallible;
 
@@ -9,21 +9,21 @@ use hyper::header::{self, HeaderName};
 use hyper::http::response::Builder;
 use hyper::{Response, http};
 
-/// What a response carries.
+/// The body of a response.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// A body that is there already.
+/// A body that is complete.
 pub fn whole(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed_unsync()
 }
 
-/// A body is what its type says, and never taken for a page.
+/// Browsers must not take a body for another type, such as a page.
 pub const NO_SNIFFING: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
 
-/// The type of a body that people read.
+/// The type of a plain text body.
 pub const TEXT: &str = "text/plain; charset=utf-8";
 
-/// A response that is JSON, and is not to be kept.
+/// A JSON response that is not to be cached.
 ///
 /// # Errors
 /// Those of `builder`.

@@ -1,4 +1,4 @@
-//! What a request is answered: the routes.
+//! The routes: which request gets which answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::cors::{Cors, options, preflight};
 use super::page;
 use super::refusal::Refusal;
-use super::request::{Want, host_of, is_preflight, room_of, since, wants};
+use super::request::{Resource, host_of, is_preflight, resource_of, room_of, since};
 use super::response::{Body, TEXT, respond_json, whole};
 use crate::admission::Admission;
 use crate::client::incoming::Incoming as AllIncoming;
@@ -24,12 +24,12 @@ use crate::protocol::handshake::{self, HandshakeError, tokens};
 use crate::room::Follow;
 use crate::room::name::RoomName;
 
-/// Paths that tell whether the server is up, and are no rooms: whether its process serves, and whether
-/// it takes new clients.
+/// Health checks, which are not rooms: whether the process serves, and whether the server takes new
+/// clients.
 const ALIVE: &str = "/livez";
 const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
-/// What is there to answer from.
+/// Everything that answers depend on.
 #[derive(Debug)]
 pub struct Routes {
     pub(super) config: Arc<Config>,
@@ -39,30 +39,30 @@ pub struct Routes {
     pub(super) draining: CancellationToken,
 }
 
-/// What a request is answered.
+/// The answer to a request.
 #[derive(Debug)]
 pub enum Answer {
-    /// This, and that is all.
+    /// A response, which ends the exchange.
     Response(hyper::http::Result<Response<Body>>),
-    /// The client follows a room from now on.
+    /// The client has joined a room.
     Join(Box<Join>),
 }
 
-/// How a client begins to follow a room.
+/// A client that has joined a room, and the head of its answer.
 #[derive(Debug)]
 pub struct Join {
-    /// The answer to begin with, which has no body of its own.
+    /// The head of the answer; its body is empty.
     pub response: hyper::http::Result<Response<Body>>,
     /// The name of the room.
     pub room: String,
-    /// Its place in the room.
+    /// The client's membership of the room.
     pub membership: Membership,
-    /// An excerpt of the subprotocols that it offers and that are unknown, if there are any.
+    /// An excerpt of the unknown subprotocols that it offers, if any.
     pub unknown_protocols: Option<String>,
 }
 
 impl Routes {
-    /// Routes into the rooms of `hub` for those whom `admission` lets in.
+    /// Routes to the rooms of `hub`, for requests that `admission` allows.
     pub fn new(
         config: Arc<Config>,
         hub: Arc<Hub>,
@@ -79,29 +79,29 @@ impl Routes {
         }
     }
 
-    /// Answers `request`; calls `answering` once all of it is there, with the time that the answer
-    /// may take. Where there is no `place` left, no client is let in.
+    /// Answers `request`; calls `answering` once all of it is read, with the time that the answer may
+    /// take. Without a permit of `--max-connections`, only health checks are answered.
     ///
     /// # Errors
-    /// A [`Refusal`], which is the answer then.
+    /// A [`Refusal`], which is then the answer.
     pub async fn answer(
         &self,
         request: Request<Incoming>,
-        place: bool,
+        has_permit: bool,
         answering: impl Fn(Duration),
     ) -> Result<Answer, Refusal> {
         let path = request.uri().path();
         if path == ALIVE || HEALTH.contains(&path) {
             return self.health(request.method(), path).map(Answer::Response);
         }
-        if !place {
+        if !has_permit {
             return Err(Refusal::unavailable("no place left, try again later"));
         }
         let host = host_of(&request)?;
-        // The page has no rules: it is checked what it asks for then.
+        // The page is open to all: its own requests are checked.
         let is_page = match *request.method() {
-            Method::GET => wants(&request) == Want::Page,
-            Method::HEAD => matches!(wants(&request), Want::Page | Want::WebSocket),
+            Method::GET => resource_of(&request) == Resource::Page,
+            Method::HEAD => matches!(resource_of(&request), Resource::Page | Resource::WebSocket),
             _ => false,
         };
         if is_page {
@@ -129,16 +129,16 @@ impl Routes {
         }
         let room = room_of(request.uri().path())?;
         let mut unknown_protocols = None;
-        let (response, membership) = match (request.method(), wants(&request)) {
-            (&Method::GET, Want::WebSocket) => {
+        let (response, membership) = match (request.method(), resource_of(&request)) {
+            (&Method::GET, Resource::WebSocket) => {
                 unknown_protocols = unknown_protocols_of(request.headers());
                 self.upgrade(&request, &room, response)?
             }
-            (&Method::GET, Want::Events) => self.events(&request, &room, response)?,
-            (&Method::HEAD, Want::Events) => {
+            (&Method::GET, Resource::Events) => self.events(&request, &room, response)?,
+            (&Method::HEAD, Resource::Events) => {
                 return Ok(Answer::Response(event_stream(response).body(whole(""))));
             }
-            (&Method::GET | &Method::HEAD, Want::History) => {
+            (&Method::GET | &Method::HEAD, Resource::History) => {
                 return Ok(Answer::Response(self.history(&request, &room, response)?));
             }
             (&Method::OPTIONS, _) => {
@@ -168,7 +168,7 @@ impl Routes {
         })))
     }
 
-    /// The methods of a room.
+    /// The methods that a room allows.
     fn allowed(&self) -> &'static str {
         match self.config.service.mode {
             Mode::Echo => "GET, HEAD, OPTIONS",
@@ -179,7 +179,7 @@ impl Routes {
     fn not_allowed(&self, method: &Method) -> Refusal {
         let reason = match (self.config.service.mode, method) {
             (Mode::Echo, &Method::POST) => {
-                "nobody follows a room of an echo server: start it with --mode broadcast"
+                "an echo server has no broadcasts: start it with --mode broadcast"
             }
             (Mode::Echo, _) => "use GET",
             (Mode::Broadcast, _) => "use GET or POST",
@@ -187,7 +187,7 @@ impl Routes {
         Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason).with(header::ALLOW, self.allowed())
     }
 
-    /// Lets a client in that asks for a WebSocket.
+    /// Joins a room as a WebSocket client.
     fn upgrade(
         &self,
         request: &Request<Incoming>,
@@ -214,7 +214,7 @@ impl Routes {
         Ok((response, membership))
     }
 
-    /// Lets a client in that asks for Server-Sent Events (WHATWG HTML, section 9.2).
+    /// Joins a room as a client of Server-Sent Events (WHATWG HTML, section 9.2).
     fn events(
         &self,
         request: &Request<Incoming>,
@@ -252,7 +252,7 @@ impl Routes {
     }
 }
 
-/// An excerpt of the subprotocols that a client offers and that are unknown, if there are any.
+/// An excerpt of the unknown subprotocols that a client offers, if any.
 fn unknown_protocols_of(headers: &HeaderMap) -> Option<String> {
     let offered = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL);
     let unknown: Vec<_> = offered.filter(|it| *it != JSON_PROTOCOL).collect();
@@ -264,7 +264,7 @@ fn event_stream(response: Builder) -> Builder {
     response
         .header(header::CONTENT_TYPE, "text/event-stream")
         .header(header::CACHE_CONTROL, "no-store, no-transform")
-        // Or nginx holds back what it thinks is not worth sending yet.
+        // Otherwise nginx buffers the stream.
         .header("x-accel-buffering", "no")
         .header(header::CONNECTION, "close")
 }

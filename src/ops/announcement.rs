@@ -1,4 +1,4 @@
-//! What a person reads at start: where the page is, who can reach it, what a restart loses.
+//! The lines at start: where the page is, which machines reach it, what a restart loses.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +9,7 @@ use crate::config::Config;
 /// How many addresses of this machine are named.
 const MAX_ADDRESSES: usize = 8;
 
-/// The lines behind the one that says that the server listens on the addresses `bound`.
+/// The lines behind the listening line of a server that is `bound` to these addresses.
 pub fn lines(config: &Config, bound: &[SocketAddr]) -> Vec<String> {
     lines_with(config, bound, own_addresses)
 }
@@ -32,7 +32,7 @@ fn lines_with(
             .take(MAX_ADDRESSES)
             .map(|ip| format!("http://{}/", SocketAddr::new(ip, port)))
             .collect();
-        // Where hosts are listed, an address may not be one of them.
+        // An address may not be among the hosts that are listed.
         if !urls.is_empty() && config.access.allow_host.is_empty() {
             lines.push(format!("from other machines: {}", urls.join(" ")));
         }

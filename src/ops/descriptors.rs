@@ -5,11 +5,11 @@ use tracing::warn;
 use crate::config::Config;
 
 /// Listeners, standard streams, the runtime's own, and connections that are being refused.
-const DESCRIPTORS_OF_OUR_OWN: u64 = 512;
+const OTHER_DESCRIPTORS: u64 = 512;
 
-/// Asks for the descriptors that `--max-connections` needs, and says so where there are fewer.
+/// Raises the limit to the descriptors that `--max-connections` needs; warns if there are fewer.
 pub fn raise_limit(config: &Config) {
-    let needed = config.limits.max_connections as u64 + DESCRIPTORS_OF_OUR_OWN;
+    let needed = config.limits.max_connections as u64 + OTHER_DESCRIPTORS;
     match rlimit::increase_nofile_limit(needed) {
         Ok(limit) if limit < needed => warn!(
             "the system allows {limit} open files, too few for --max-connections {}: raise it with \

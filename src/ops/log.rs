@@ -16,17 +16,16 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::config::LogFormat;
 
-/// What may wait for stderr in bytes; as much again is being written. Lines beyond are lost.
+/// Bytes that may wait for stderr; as many again are being written. Lines beyond are lost.
 pub const MAX_WAITING: usize = 1 << 20;
 
-/// How long lines are gathered before they are written together: under load, the log costs no system
-/// call and no change of threads a line.
-const GATHERING: Duration = Duration::from_millis(10);
+/// Lines are coalesced for this long: under load, a line costs no system call and no thread switch.
+const COALESCING: Duration = Duration::from_millis(10);
 
 /// How long the process waits at its end for stderr to take the last lines.
 const MAX_FLUSH: Duration = Duration::from_secs(1);
 
-/// The only way to stderr: a reader that is slow or gone costs lines, and never holds up or ends the
+/// The only writer of stderr. A reader that is slow or gone loses lines, but never blocks or ends the
 /// process. Dropping it writes what waits.
 #[derive(Debug)]
 pub struct Log {
@@ -46,7 +45,7 @@ impl Log {
         Ok(Self { queue })
     }
 
-    /// Sends events and panics of the whole process here. `RUST_LOG` says which events.
+    /// Sends events and panics of the whole process here; `RUST_LOG` selects the events.
     pub fn subscribe(&self, format: LogFormat) {
         let (filter, refused) = match filter() {
             Ok(filter) => (filter, None),
@@ -104,7 +103,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Lines that were lost since that was last told.
+    /// Lines that were lost since the last line that reports them.
     lost: u64,
     is_idle: bool,
     is_closed: bool,
@@ -125,26 +124,26 @@ impl Queue {
         }
     }
 
-    /// Writes what comes until the queue is closed and empty.
+    /// Writes lines until the queue is closed and empty.
     fn write_all_to(&self, mut out: impl Write) {
         let mut lines = Vec::new();
         let mut outcome = Ok(());
         while self.take(&mut lines, outcome.is_ok()) {
-            outcome = write_patiently(&mut out, &lines);
+            outcome = write_blocking(&mut out, &lines);
             let mut state = self.state.lock();
             if outcome.is_err() {
                 state.lost += lines.iter().filter(|it| **it == b'\n').count() as u64;
             }
             if !state.is_closed {
-                self.changed.wait_for(&mut state, GATHERING);
+                self.changed.wait_for(&mut state, COALESCING);
             }
             lines.clear();
         }
     }
 
-    /// Waits for lines and takes them, for which `lines` leaves its space; false at the end. What was
-    /// lost is told ahead of what came later, once stderr `takes` lines again.
-    fn take(&self, lines: &mut Vec<u8>, takes: bool) -> bool {
+    /// Waits for lines and swaps them with the empty `lines`; false at the end. Lost lines are reported
+    /// ahead of later ones, once stderr is `writable` again.
+    fn take(&self, lines: &mut Vec<u8>, writable: bool) -> bool {
         let mut state = self.state.lock();
         while state.waiting.is_empty() {
             if state.is_closed {
@@ -157,7 +156,7 @@ impl Queue {
         }
         state.is_idle = false;
         std::mem::swap(lines, &mut state.waiting);
-        let lost = if takes {
+        let lost = if writable {
             std::mem::take(&mut state.lost)
         } else {
             0
@@ -171,7 +170,7 @@ impl Queue {
         true
     }
 
-    /// Has the thread end; waits for it for so long at most.
+    /// Ends the thread; waits for it for at most `patience`.
     fn close(&self, patience: Duration) {
         let mut state = self.state.lock();
         state.is_closed = true;
@@ -193,14 +192,14 @@ impl Write for &Queue {
     }
 }
 
-/// Writes all of `bytes`, also where somebody has made stderr a stream that does not wait.
-fn write_patiently(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+/// Writes all of `bytes`, also if stderr is non-blocking.
+fn write_blocking(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(GATHERING),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(COALESCING),
             Err(error) => return Err(error),
         }
     }
@@ -223,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    /// A stderr that takes a write when the test says so, or fails.
+    /// A stderr that takes a write when the test opens it, or fails.
     struct Gate(mpsc::Receiver<io::Result<()>>, mpsc::Sender<Vec<u8>>);
 
     impl Write for Gate {
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_counted_and_told_when_there_is_room() {
+    fn what_does_not_fit_is_counted_and_reported_when_there_is_room() {
         let (queue, open, passed) = gated();
         queue.push(b"first\n");
         taken(&queue);
@@ -287,15 +286,15 @@ mod tests {
         assert_eq!(passed.recv().unwrap().len(), waiting);
         open.send(Ok(())).unwrap();
         let rest = String::from_utf8(passed.recv().unwrap()).unwrap();
-        let (told, last) = rest.split_once('\n').unwrap();
+        let (reported, last) = rest.split_once('\n').unwrap();
         assert!(
-            told.contains("7 lines of the log were lost: stderr is read too slowly"),
-            "{told}"
+            reported.contains("7 lines of the log were lost: stderr is read too slowly"),
+            "{reported}"
         );
         assert_eq!(last, "last\n");
     }
 
-    /// Waits until the loss has been told to the queue.
+    /// Waits until the queue holds the report of the loss.
     fn taken_with_lost(queue: &Queue) {
         loop {
             let state = queue.state.lock();
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_a_full_disk_lost_are_told_when_it_has_room() {
+    fn lines_that_a_full_disk_lost_are_reported_when_it_has_room() {
         let (queue, open, passed) = gated();
         for line in [b"one\n".as_slice(), b"two\n"] {
             queue.push(line);
@@ -322,8 +321,11 @@ mod tests {
         queue.push(b"four\n");
         assert_eq!(passed.recv().unwrap(), b"four\n");
         open.send(Ok(())).unwrap();
-        let told = String::from_utf8(passed.recv().unwrap()).unwrap();
-        assert!(told.contains("2 lines of the log were lost"), "{told}");
+        let reported = String::from_utf8(passed.recv().unwrap()).unwrap();
+        assert!(
+            reported.contains("2 lines of the log were lost"),
+            "{reported}"
+        );
     }
 
     #[test]

@@ -12,20 +12,20 @@ use signal_hook::flag;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 
-/// How the process was started, as far as that says what a signal means.
+/// The state at start that decides what a signal means.
 #[derive(Debug)]
 pub struct Signals {
-    /// SIGHUP was ignored at start, as `nohup` has it, and stays so.
+    /// SIGHUP was ignored at start, as under `nohup`, and stays ignored.
     ignores_hangup: bool,
     had_terminal: bool,
 }
 
 impl Signals {
-    /// Handles the signals that mean nothing to the server and would end it; to be the first thing
-    /// that a process does.
+    /// Handles the signals that mean nothing to the server and would end it; to be called first in a
+    /// process.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// An error of the operating system.
     pub fn register() -> io::Result<Self> {
         // With a handler for SIGXFSZ, a write beyond a file limit fails instead.
         for number in [SIGUSR1, SIGUSR2, SIGXFSZ] {
@@ -41,7 +41,7 @@ impl Signals {
     /// is gone. Another SIGTERM or SIGINT ends the process at once.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// An error of the operating system.
     pub fn stop(self) -> io::Result<impl Future<Output = ()> + Unpin> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -49,7 +49,7 @@ impl Signals {
             true => None,
             false => Some(signal(SignalKind::hangup())?),
         };
-        let (first, heard) = tokio::sync::oneshot::channel();
+        let (first, stopped) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let mut first = Some(first);
             loop {
@@ -66,12 +66,12 @@ impl Signals {
                     (Some(first), _) => drop(first.send(())),
                     // As a shell reports a process that a signal ended.
                     (None, Some(number)) => std::process::exit(128 + number),
-                    // A terminal that goes may send several.
+                    // A terminal that is closed may send several.
                     (None, None) => {}
                 }
             }
         });
-        Ok(heard.map(Result::unwrap_or_default))
+        Ok(stopped.map(Result::unwrap_or_default))
     }
 
     /// Whether the terminal that the process was started from is gone.
@@ -81,14 +81,14 @@ impl Signals {
     }
 }
 
-/// The terminal of a process, whichever it is (tty(4)).
+/// The controlling terminal of a process (tty(4)).
 const TERMINAL: &str = "/dev/tty";
 
 /// No such device: a process without a terminal opens [`TERMINAL`]. The number is the same on every
 /// Unix.
 const ENXIO: i32 = 6;
 
-/// Ready at the next such signal, if it is listened for.
+/// Ready at the next such signal; never without `signal`.
 async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),

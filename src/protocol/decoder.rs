@@ -6,17 +6,17 @@ use bytes::Bytes;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 
-use super::fast_path::{FastPath, Front};
+use super::fast_path::{FastPath, Next};
 use super::frame::Control;
 use super::slow_path::SlowPath;
 use crate::disconnect::Disconnect;
 use crate::message::Kind;
 
-/// What may wait of answers to pings: all of them up to here, and beyond that the last one (RFC 6455,
-/// section 5.5.3).
+/// Bytes of answers to pings that may wait; beyond, only the last answer is kept (RFC 6455, section
+/// 5.5.3).
 const ANSWERS_MAX: usize = 4 * 1024;
 
-/// What a client sent, as far as it concerns anything behind the decoder.
+/// What the decoder passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received<'a> {
     /// A message of this kind and payload.
@@ -27,24 +27,24 @@ pub enum Received<'a> {
 
 /// Decodes what one client sends.
 ///
-/// Whole data frames become messages where they stand, and control frames are answered; all else,
-/// messages in fragments and what is wrong, goes to the slow path.
+/// The fast path decodes whole data frames in place, and control frames are answered. Fragments and
+/// violations go to the slow path.
 #[derive(Debug)]
 pub struct Decoder {
     fast_path: FastPath,
-    /// There only while there is something in it: most clients need none of it most of the time.
+    /// Allocated only while it holds something: most clients rarely need it.
     pending: Option<Box<Pending>>,
 }
 
-/// What is not done with.
+/// Incomplete input, answers that wait, and the end.
 #[derive(Debug, Default)]
 struct Pending {
-    /// There amid a message in fragments: its buffers keep the size of the largest they saw.
+    /// Exists only while a message is incomplete: its buffers never shrink.
     slow_path: Option<Box<SlowPath>>,
-    /// The beginning of a frame that is not complete.
+    /// The beginning of an incomplete frame.
     kept: Vec<u8>,
-    /// How many bytes that frame lacks at least.
-    kept_lacks: u64,
+    /// Bytes that this frame still needs, at least.
+    kept_missing: u64,
     answers: Answers,
     /// The answer to the client's close frame.
     echo: Option<Frame>,
@@ -61,85 +61,84 @@ impl Decoder {
         }
     }
 
-    /// Whether all that it was given is done with: nothing is kept, and nothing waits to be taken.
+    /// Whether nothing is incomplete, and nothing waits to be taken.
     pub fn is_idle(&self) -> bool {
         self.pending.is_none()
     }
 
-    /// What must stand before the bytes that come next.
+    /// The beginning of an incomplete frame, to be put before the bytes that come next.
     pub fn kept(&self) -> &[u8] {
         self.pending.as_ref().map_or(&[], |it| &it.kept)
     }
 
-    /// What is held of a message that is not complete: how many bytes, and how many it lacks (at
-    /// least, where that cannot be known). Nothing where no message has begun.
+    /// Of an incomplete message, the bytes that are held, and those that it still needs (a bound, where
+    /// the number is not known). `None` between messages.
     pub fn unfinished(&self) -> Option<(usize, u64)> {
         let pending = self.pending.as_deref()?;
         let held = self.fast_path.held() + pending.kept.len();
         if pending.ended.is_some() || (held == 0 && self.fast_path.is_between_messages()) {
             return None;
         }
-        let lacks = match self.fast_path.is_between_messages() {
-            true => pending.kept_lacks,
+        let missing = match self.fast_path.is_between_messages() {
+            true => pending.kept_missing,
             false => self.fast_path.missing(),
         };
-        Some((held, lacks))
+        Some((held, missing))
     }
 
-    /// Gives `sink` what stands in `bytes`, in order.
+    /// Passes the messages and pongs in `bytes` to `sink`, in order.
     pub fn decode(&mut self, bytes: &mut [u8], sink: &mut impl FnMut(Received<'_>)) {
         if let Some(pending) = &mut self.pending {
             pending.kept = Vec::new();
         }
-        // What goes to the slow path.
-        let mut foreign = Vec::new();
+        let mut slow = Vec::new();
         let mut at = 0;
         while !self.has_ended() {
-            let front = self.fast_path.front(&mut bytes[at..]);
-            match front {
-                Front::Other(length) => {
-                    foreign.extend_from_slice(&bytes[at..at + length]);
+            let next = self.fast_path.next(&mut bytes[at..]);
+            match next {
+                Next::Other(length) => {
+                    slow.extend_from_slice(&bytes[at..at + length]);
                     at += length;
                     continue;
                 }
-                Front::Part(header, payload) => {
-                    header.write(&mut foreign);
-                    foreign.extend_from_slice(&bytes[at..][payload.clone()]);
+                Next::Part(header, payload) => {
+                    header.write(&mut slow);
+                    slow.extend_from_slice(&bytes[at..][payload.clone()]);
                     at += payload.end;
                     continue;
                 }
-                // Which may end it.
-                _ if !foreign.is_empty() => {
-                    self.decode_slowly(mem::take(&mut foreign), sink);
+                // The slow path comes first, as it is earlier in order; it may end the decoding.
+                _ if !slow.is_empty() => {
+                    self.decode_slowly(mem::take(&mut slow), sink);
                     if self.has_ended() {
                         break;
                     }
                 }
                 _ => {}
             }
-            match front {
-                Front::Message(kind, payload, length) => {
+            match next {
+                Next::Message(kind, payload, length) => {
                     sink(Received::Message(kind, &bytes[at..][payload]));
                     at += length;
                 }
-                Front::Control(control, payload, length) => {
-                    self.obey(control, &bytes[at..][payload], sink);
+                Next::Control(control, payload, length) => {
+                    self.handle_control(control, &bytes[at..][payload], sink);
                     at += length;
                 }
-                Front::TooLong => self.pending().ended = Some(Disconnect::TooBig),
-                Front::Wrong => self.pending().ended = Some(Disconnect::Protocol),
-                Front::Partial(lacks) => {
+                Next::TooLong => self.pending().ended = Some(Disconnect::TooBig),
+                Next::Wrong => self.pending().ended = Some(Disconnect::Protocol),
+                Next::Incomplete(missing) => {
                     if at < bytes.len() {
                         let pending = self.pending();
                         pending.kept = bytes[at..].to_vec();
-                        pending.kept_lacks = lacks;
+                        pending.kept_missing = missing;
                     }
                     break;
                 }
-                Front::Other(_) | Front::Part(..) => {}
+                Next::Other(_) | Next::Part(..) => {}
             }
         }
-        self.tidy();
+        self.release();
     }
 
     /// Why nothing more is decoded, once.
@@ -147,26 +146,24 @@ impl Decoder {
         self.pending.as_mut()?.ended.take()
     }
 
-    /// The connection broke, unless the client has ended it in order before.
+    /// Ends the decoding because of `why`, unless it has ended before.
     pub fn end(&mut self, why: Disconnect) {
         self.pending().ended.get_or_insert(why);
     }
 
-    /// Whether there is a reason why nothing more is decoded.
+    /// Whether it has ended: nothing more is decoded.
     pub fn has_ended(&self) -> bool {
         self.pending.as_ref().is_some_and(|it| it.ended.is_some())
     }
 
-    /// Answers that are to be written before anything else, if there are any; whoever writes them
-    /// takes them out.
+    /// Answers to be written before anything else, if there are any; the writer removes them.
     pub fn answers(&mut self) -> Option<&mut Vec<u8>> {
-        self.tidy();
+        self.release();
         let answers = self.pending.as_mut()?.answers.next();
         (!answers.is_empty()).then_some(answers)
     }
 
-    /// Adds a close frame to the answers, behind which there are none: this one, or the answer to the
-    /// client's own.
+    /// Adds a close frame as the last answer: `frame`, or else the answer to the client's own.
     pub fn close(&mut self, frame: Option<CloseFrame>) {
         let pending = self.pending();
         let echo = pending.echo.take();
@@ -176,15 +173,20 @@ impl Decoder {
         }
     }
 
-    /// Drops what is held of a message that is not complete; nothing can be decoded behind it.
+    /// Drops the incomplete message; nothing can be decoded after that.
     pub fn abandon(&mut self) {
         let pending = self.pending();
         pending.slow_path = None;
         pending.kept = Vec::new();
     }
 
-    /// Does what a control frame asks for (RFC 6455, section 5.5).
-    fn obey(&mut self, control: Control, payload: &[u8], sink: &mut impl FnMut(Received<'_>)) {
+    /// Handles a control frame (RFC 6455, section 5.5).
+    fn handle_control(
+        &mut self,
+        control: Control,
+        payload: &[u8],
+        sink: &mut impl FnMut(Received<'_>),
+    ) {
         match control {
             Control::Ping => {
                 let pong = Frame::pong(Bytes::copy_from_slice(payload));
@@ -198,14 +200,14 @@ impl Decoder {
                     reason: String::from_utf8_lossy(&payload[2..]).into_owned().into(),
                 });
                 let pending = self.pending();
-                // It stands behind what is still to be answered to messages before it.
+                // It follows the answers to the messages before it.
                 pending.echo = Some(Frame::close(echo));
                 pending.ended = Some(Disconnect::ByClient(code));
             }
         }
     }
 
-    /// Has the slow path decode `bytes`.
+    /// Decodes `bytes` by the slow path.
     fn decode_slowly(&mut self, bytes: Vec<u8>, sink: &mut impl FnMut(Received<'_>)) {
         let max_message = self.fast_path.max_message();
         let pending = self.pending();
@@ -219,14 +221,14 @@ impl Decoder {
         self.pending.get_or_insert_default()
     }
 
-    /// Lets go of what is done with.
-    fn tidy(&mut self) {
+    /// Frees what is no longer needed.
+    fn release(&mut self) {
         let Some(pending) = &mut self.pending else {
             return;
         };
         if self.fast_path.is_between_messages() && pending.ended.is_none() {
             pending.slow_path = None;
-            if pending.kept.is_empty() && pending.answers.are_done() && pending.echo.is_none() {
+            if pending.kept.is_empty() && pending.answers.are_empty() && pending.echo.is_none() {
                 self.pending = None;
             }
         }
@@ -237,7 +239,7 @@ impl Decoder {
 #[derive(Debug, Default)]
 struct Answers {
     frames: Vec<u8>,
-    /// The answer to the last ping, where there was no space for it.
+    /// The answer to the last ping, if `frames` had no space for it.
     late: Option<Frame>,
     /// Whether a close frame is among them, or was: it is the last frame of a connection.
     closed: bool,
@@ -266,7 +268,7 @@ impl Answers {
         self.closed = true;
     }
 
-    /// Those to be written next.
+    /// The frames to be written next.
     fn next(&mut self) -> &mut Vec<u8> {
         if self.frames.is_empty()
             && let Some(late) = self.late.take()
@@ -276,8 +278,8 @@ impl Answers {
         &mut self.frames
     }
 
-    /// Whether nothing is left, and nothing is to be remembered.
-    fn are_done(&self) -> bool {
+    /// Whether it holds no frame, and no close frame was among them.
+    fn are_empty(&self) -> bool {
         self.frames.is_empty() && self.late.is_none() && !self.closed
     }
 
@@ -311,11 +313,11 @@ mod tests {
         }
     }
 
-    fn through_the_decoder<'a>(pieces: impl Iterator<Item = &'a [u8]>, max: usize) -> Outcome {
+    fn through_the_decoder<'a>(chunks: impl Iterator<Item = &'a [u8]>, max: usize) -> Outcome {
         let mut decoder = Decoder::new(max);
         let mut messages = Vec::new();
-        for piece in pieces {
-            let mut bytes = [decoder.kept(), piece].concat();
+        for chunk in chunks {
+            let mut bytes = [decoder.kept(), chunk].concat();
             decoder.decode(&mut bytes, &mut collect(&mut messages));
         }
         decoder.end(Disconnect::Gone);
@@ -461,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_nobody_takes_do_not_pile_up_and_the_last_one_is_kept() {
+    fn answers_that_are_not_taken_do_not_pile_up_and_the_last_one_is_kept() {
         let mut decoder = Decoder::new(1000);
         for number in 0..100_000_u32 {
             let ping = masked(0x89, &number.to_be_bytes().repeat(20));
@@ -520,8 +522,8 @@ mod tests {
     fn after_a_large_message_no_more_is_held_than_before() {
         let mut decoder = Decoder::new(1 << 20);
         let (mut messages, large) = (Vec::new(), masked(0x82, &vec![7; 1 << 20]));
-        for piece in large.chunks(200 * 1024) {
-            let mut bytes = [decoder.kept(), piece].concat();
+        for chunk in large.chunks(200 * 1024) {
+            let mut bytes = [decoder.kept(), chunk].concat();
             decoder.decode(&mut bytes, &mut collect(&mut messages));
         }
         assert!(messages == [(Kind::Binary, vec![7; 1 << 20])]);
@@ -533,8 +535,8 @@ mod tests {
     #[test]
     fn what_is_unfinished_is_known_to_the_byte() {
         let mut decoder = Decoder::new(1 << 20);
-        let mut feed = |piece: &[u8]| {
-            let mut bytes = [decoder.kept(), piece].concat();
+        let mut feed = |chunk: &[u8]| {
+            let mut bytes = [decoder.kept(), chunk].concat();
             decoder.decode(&mut bytes, &mut |_| {});
             decoder.unfinished()
         };
@@ -577,8 +579,8 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let pieces = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
-            let (messages, end, answers) = through_the_decoder(pieces, max);
+            let chunks = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
+            let (messages, end, answers) = through_the_decoder(chunks, max);
             let mut alone = through_tungstenite(bytes, max);
             // What is wrong is known before all of its frame is there.
             if alone.1 == "Gone" && ["TooBig", "NotUtf8", "Protocol"].contains(&&*end) {

@@ -10,15 +10,15 @@ use crate::message::Kind;
 /// The last frame of a message, or the only one.
 pub const FIN: u8 = 0x80;
 
-/// The longest payload of a control frame, whatever a message may have (RFC 6455, section 5.5).
+/// The longest payload of a control frame (RFC 6455, section 5.5).
 pub const CONTROL_MAX: u64 = 125;
 
 /// The control frames of RFC 6455, section 5.5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
-    /// Has to be answered with a pong.
+    /// Must be answered with a pong.
     Ping,
-    /// Answers a ping, or comes by itself.
+    /// Answers a ping, or is unsolicited.
     Pong,
     /// Ends the connection.
     Close,
@@ -37,7 +37,7 @@ fn first_byte(kind: Kind) -> u8 {
 pub struct Header {
     /// FIN, reserved bits and opcode.
     pub first: u8,
-    /// What the payload is masked with, if it is.
+    /// The mask of the payload, if it is masked.
     pub mask: Option<[u8; 4]>,
     /// Bytes of the header itself.
     pub length: u64,
@@ -46,7 +46,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header at the front of `bytes`, if it is all there.
+    /// Reads the header at the beginning of `bytes`, if it is complete.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let [first, second, rest @ ..] = bytes else {
             return None;
@@ -79,18 +79,18 @@ impl Header {
         self.first & FIN != 0
     }
 
-    /// The kind of message that it carries, where that is in this frame alone.
+    /// The kind of its message, if the frame is the whole message.
     pub fn message(&self) -> Option<Kind> {
         let kinds = [Kind::Text, Kind::Binary];
         kinds.into_iter().find(|it| first_byte(*it) == self.first)
     }
 
-    /// Whether its opcode means nothing (RFC 6455, section 5.2).
+    /// Whether its opcode is reserved (RFC 6455, section 5.2).
     pub fn is_reserved(&self) -> bool {
         matches!(self.first & 0x0f, 0x3..=0x7 | 0xb..=0xf)
     }
 
-    /// Which control frame it is, if it is one that may be.
+    /// Which valid control frame it is, if any.
     pub fn control(&self) -> Option<Control> {
         match self.first {
             0x88 if self.payload <= CONTROL_MAX => Some(Control::Close),
@@ -100,8 +100,8 @@ impl Header {
         }
     }
 
-    /// Whether it is a data frame that may stand here: one that continues a message amid fragments,
-    /// and else one that begins a message.
+    /// Whether it is a data frame that is allowed here: a continuation frame amid fragments, else the
+    /// first frame of a message.
     pub fn is_data(&self, amid_fragments: bool) -> bool {
         match self.first & !FIN {
             0 => amid_fragments,
@@ -111,8 +111,8 @@ impl Header {
     }
 }
 
-/// Masks or unmasks a payload (RFC 6455, section 5.3), in words as long as the compiler likes; returns
-/// whether it is ASCII now, which most texts are, and which costs nothing to see on the way.
+/// Masks or unmasks a payload (RFC 6455, section 5.3), by words that the compiler can vectorize;
+/// returns whether the result is ASCII, as most texts are: the check on the way costs nothing.
 pub fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
     let half = u64::from(u32::from_ne_bytes(mask));
     let mask_word = half << 32 | half;
@@ -130,7 +130,7 @@ pub fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
     all_bits.to_ne_bytes().is_ascii()
 }
 
-/// A ping that carries the name of what was written before it; empty where nothing was.
+/// A ping whose payload is the id of the last message written before it; empty if there is none.
 pub fn ping(written: Option<impl Display>) -> Bytes {
     let payload = written.map(|id| id.to_string()).unwrap_or_default();
     let mut frame = Vec::with_capacity(2 + payload.len());
@@ -142,8 +142,7 @@ pub fn ping(written: Option<impl Display>) -> Bytes {
 
 /// Appends one unmasked frame (RFC 6455, section 5.2) whose payload is `prefix`, then `payload`.
 ///
-/// Written here, as every message passes through it: with tungstenite's own writer it costs twice
-/// as much.
+/// Every message passes through it, and tungstenite's own writer costs twice as much.
 pub fn encode(kind: Kind, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
     let first = first_byte(kind);
     let length = prefix.len() + payload.len();
@@ -189,11 +188,11 @@ mod tests {
                 let mut bytes = Vec::new();
                 encode(kind, "", &payload, &mut bytes);
                 let mut frame = Cursor::new(&bytes[..]);
-                let (header, told) = FrameHeader::parse(&mut frame).unwrap().unwrap();
-                assert_eq!((told, frame.position()), (length as u64, header_length));
+                let (header, stated) = FrameHeader::parse(&mut frame).unwrap().unwrap();
+                assert_eq!((stated, frame.position()), (length as u64, header_length));
                 assert_eq!(header.opcode, OpCode::Data(opcode));
                 assert!(header.is_final && header.mask.is_none());
-                assert_eq!(bytes.len() as u64, header_length + told);
+                assert_eq!(bytes.len() as u64, header_length + stated);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The opening handshake (RFC 6455, section 4.2): key and version.
 //!
-//! tungstenite's own check compares the whole of `Upgrade` with one word, and cannot tell two keys from
-//! one; so only the answer to the key is its.
+//! tungstenite's own check takes `Upgrade` for one word instead of a list, and accepts a request with
+//! two keys. So only the answer to the key comes from tungstenite.
 
 use std::sync::LazyLock;
 
@@ -11,10 +11,10 @@ use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::{Request, Version};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// Why a request is no opening handshake.
+/// Why a request is not an opening handshake.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// It is of another version than 13.
+    /// Its version is not 13.
     #[error("use WebSocket version 13")]
     Version,
     /// It is malformed, with the reason.
@@ -22,15 +22,15 @@ pub enum HandshakeError {
     Malformed(&'static str),
 }
 
-/// How a key is written: base64, whatever stands in the bits of its end that mean nothing.
+/// The encoding of a key: base64, with any value in the unused bits at its end.
 static KEY: LazyLock<Encoding> = LazyLock::new(|| {
     let mut base64 = BASE64.specification();
     base64.check_trailing_bits = false;
     base64.encoding().expect("base64 is an encoding")
 });
 
-/// Checks an opening handshake (RFC 6455, section 4.2.1); returns what `Sec-WebSocket-Accept` has to
-/// say.
+/// Checks an opening handshake (RFC 6455, section 4.2.1); returns the value of
+/// `Sec-WebSocket-Accept`.
 ///
 /// # Errors
 /// [`HandshakeError`].

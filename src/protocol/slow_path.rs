@@ -1,5 +1,4 @@
-//! The slow path: what the fast path leaves, messages in fragments and violations, by
-//! tokio-tungstenite.
+//! The slow path: fragments and violations, decoded by tokio-tungstenite.
 
 use std::io;
 use std::pin::Pin;
@@ -20,9 +19,9 @@ use crate::message::Kind;
 /// The read buffer of tungstenite, for the few frames that it decodes.
 const READ_BUFFER: usize = 4096;
 
-/// A WebSocket over the bytes that it is given, which exists while a message is in fragments.
+/// A WebSocket over bytes in memory; it exists while a message is incomplete.
 #[derive(Debug)]
-pub struct SlowPath(WebSocketStream<Lane>);
+pub struct SlowPath(WebSocketStream<Input>);
 
 impl SlowPath {
     /// Decodes messages of at most `max_message` bytes.
@@ -31,12 +30,11 @@ impl SlowPath {
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(max_message))
             .max_frame_size(Some(max_message.max(CONTROL_MAX as usize)));
-        let stream = WebSocketStream::from_raw_socket(Lane::default(), Role::Server, Some(limits));
+        let stream = WebSocketStream::from_raw_socket(Input::default(), Role::Server, Some(limits));
         Self(stream.now_or_never().expect("it does not wait"))
     }
 
-    /// Gives `sink` the messages that `bytes` complete; returns why there are no more, if there are
-    /// not.
+    /// Passes the messages that `bytes` complete to `sink`; returns the reason if no more can follow.
     pub fn decode(
         &mut self,
         bytes: Vec<u8>,
@@ -49,7 +47,7 @@ impl SlowPath {
                     sink(Received::Message(Kind::Text, text.as_bytes()));
                 }
                 Some(Ok(Message::Binary(bytes))) => sink(Received::Message(Kind::Binary, &bytes)),
-                // A close frame gets here only where its payload may not be sent.
+                // A close frame gets here only if its payload is invalid.
                 Some(Ok(Message::Close(_))) => return Some(Disconnect::Protocol),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Some(reason(error)),
@@ -59,7 +57,7 @@ impl SlowPath {
     }
 }
 
-/// What an error of tungstenite's says about the client.
+/// The reason that an error of tungstenite stands for.
 pub(super) fn reason(error: Error) -> Disconnect {
     match error {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Disconnect::Gone,
@@ -72,12 +70,12 @@ pub(super) fn reason(error: Error) -> Disconnect {
     }
 }
 
-/// Holds the bytes that the fast path left, in the place of a stream; what is written is discarded, as
-/// answers are the decoder's.
+/// The bytes for the slow path, as a stream. What is written to it is discarded, as the decoder
+/// answers.
 #[derive(Debug, Default)]
-struct Lane(Bytes);
+struct Input(Bytes);
 
-impl AsyncRead for Lane {
+impl AsyncRead for Input {
     fn poll_read(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -92,7 +90,7 @@ impl AsyncRead for Lane {
     }
 }
 
-impl AsyncWrite for Lane {
+impl AsyncWrite for Input {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,

@@ -9,11 +9,11 @@ use tracing::warn;
 
 use crate::transport::port_owner;
 
-/// Connections that wait in the kernel to be accepted.
+/// Connections that may wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;
 
 /// Listens on every address of `host`; with port 0, on one port that is free on all of them. An
-/// address that cannot be had is only logged where there is another one.
+/// address that fails is only logged if another one works.
 ///
 /// # Errors
 /// One line that names the option and the remedy.
@@ -93,9 +93,8 @@ fn failure(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     anyhow!("cannot listen on {address}: {error}; {remedy}")
 }
 
-/// Bytes that the kernel takes of what waits for a client before it can send them. Without this
-/// bound it takes megabytes, says only once a third of them is gone that it takes more, and hides
-/// from us how far a slow client is.
+/// Unsent bytes that the kernel buffers for a client. Without this bound it buffers megabytes,
+/// becomes writable again only once a third of them is sent, and hides how slow a client is.
 #[cfg(target_os = "linux")]
 const UNSENT_MAX: u32 = 64 * 1024;
 
@@ -105,7 +104,7 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
-    // What it accepts inherits these.
+    // Accepted sockets inherit these options.
     socket.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;

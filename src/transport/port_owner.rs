@@ -1,14 +1,14 @@
-//! Which process has a port already.
+//! Which process listens on a port already.
 
 use std::net::SocketAddr;
 
-/// What listens where `address` was to, as far as the system tells: `process 17 (nginx)`.
+/// The process that listens on `address`, if the system shows it: `process 17 (nginx)`.
 #[cfg(not(target_os = "linux"))]
 pub fn of(_address: SocketAddr) -> Option<String> {
     None
 }
 
-/// What listens where `address` was to, as far as the system tells: `process 17 (nginx)`.
+/// The process that listens on `address`, if the system shows it: `process 17 (nginx)`.
 #[cfg(target_os = "linux")]
 pub fn of(address: SocketAddr) -> Option<String> {
     let socket = format!("socket:[{}]", linux::inode_of(address)?);
@@ -33,16 +33,16 @@ mod linux {
             })
     }
 
-    /// The inode in a line of the table, if its socket listens where `address` does.
+    /// The inode in a line of the table, if its socket listens on `address`.
     pub(super) fn inode_in(line: &str, address: SocketAddr) -> Option<String> {
         const LISTENS: &str = "0A";
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (ip, port) = fields.get(1)?.split_once(':')?;
         let (state, inode) = (fields.get(3)?, fields.get(9)?);
         let (ip, mine) = (parse_ip(ip)?.to_canonical(), address.ip().to_canonical());
-        let meets = ip == mine || ip.is_unspecified() || mine.is_unspecified();
+        let overlaps = ip == mine || ip.is_unspecified() || mine.is_unspecified();
         let found =
-            *state == LISTENS && u16::from_str_radix(port, 16).ok()? == address.port() && meets;
+            *state == LISTENS && u16::from_str_radix(port, 16).ok()? == address.port() && overlaps;
         found.then(|| inode.to_string())
     }
 
@@ -62,7 +62,7 @@ mod linux {
         Some(bytes.into())
     }
 
-    /// The process that has this file open, among those that we may look into.
+    /// The process that has this file open, among those that this process may inspect.
     pub(super) fn process_with(file: &str) -> Option<String> {
         fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
             let id: u32 = process.file_name().to_str()?.parse().ok()?;

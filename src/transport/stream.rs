@@ -1,4 +1,4 @@
-//! What carries a connection: TCP, and in tests a pipe.
+//! The stream of a connection: TCP, or a pipe in tests.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
@@ -9,18 +9,17 @@ use tokio::net::TcpStream;
 
 /// A stream of bytes whose readiness can be asked for.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Waits until a read may bring something; a read that brings nothing does the same, and costs
-    /// more.
+    /// Waits until a read may bring bytes, as a read does, at a lower cost.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Hands `slices` to the kernel, as many at once as it takes; returns how many bytes it took.
-    /// No task is woken when it would take more.
+    /// Registers no wake-up.
     ///
     /// # Errors
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when it takes nothing now.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it takes nothing now.
     fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// The same, also where the kernel did not say yet that it takes more: that it says only once
+    /// The same, even if the kernel has not yet reported that it is writable: it reports that only once
     /// much of its buffer is free.
     ///
     /// # Errors
@@ -32,7 +31,7 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 
 impl Transport for TcpStream {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        // What the runtime has noticed already is known without a lock.
+        // The readiness that the runtime knows already needs no lock.
         match self.try_io(Interest::READABLE, || Ok(())) {
             Ok(()) => Poll::Ready(()),
             Err(_) => self.poll_read_ready(cx).map(|_| ()),
@@ -41,7 +40,7 @@ impl Transport for TcpStream {
 
     fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match slices {
-            // The plain call is the cheaper one, here as in `poll_write`.
+            // The plain call is cheaper than the vectored one.
             [only] => Self::try_write(self, only),
             slices => self.try_write_vectored(slices),
         }

@@ -36,10 +36,10 @@ pub fn try_write(
     }
 }
 
-/// Writes all of `chunks`, in as few writes as possible; returns whether the peer kept them waiting.
+/// Writes all of `chunks`, in as few writes as possible; returns whether the peer delayed them.
 ///
 /// # Errors
-/// [`Disconnect::Stalled`] when the peer took nothing for so long, and [`Disconnect::Transport`].
+/// [`Disconnect::Stalled`] if the peer took nothing for `patience`, and [`Disconnect::Transport`].
 pub async fn write<S: Transport>(
     stream: &mut S,
     chunks: &mut [impl Buf],
@@ -48,17 +48,17 @@ pub async fn write<S: Transport>(
     let mut waited = false;
     let mut rest = chunks;
     while !rest.is_empty() {
-        // At first without the cost of a timer.
+        // The first try costs no timer.
         let once = poll_fn(|cx| Poll::Ready(poll_write(stream, cx, rest))).await;
         let written = match once {
             Poll::Ready(written) => written,
             Poll::Pending => {
-                // Unless it is our own scheduler that wants a pause.
+                // Without budget it is the scheduler that asks for a pause, and not the peer.
                 waited |= has_budget_remaining();
                 let write = poll_fn(|cx| poll_write(stream, cx, rest));
                 match timeout(patience, write).await {
                     Ok(written) => written,
-                    // The kernel may have taken bytes that it did not tell of.
+                    // The kernel may take bytes before it reports that it is writable.
                     Err(_) => {
                         match not_zero(with_slices(rest, |slices| stream.try_write_anyway(slices)))
                         {
@@ -90,7 +90,7 @@ fn poll_write<S: AsyncWrite + Unpin>(
     written.map(not_zero)
 }
 
-/// Writes with as much of `chunks` as one write hands to the kernel.
+/// Calls `write` with the first [`SLICES_PER_WRITE`] of `chunks`.
 fn with_slices<T>(chunks: &[impl Buf], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
     if let [only] = chunks {
         return write(&[IoSlice::new(only.chunk())]);
@@ -101,7 +101,7 @@ fn with_slices<T>(chunks: &[impl Buf], write: impl FnOnce(&[IoSlice<'_>]) -> T) 
     write(&slices)
 }
 
-/// The outcome of a write that had something to write: nothing written is an error.
+/// Makes an error of a write of no bytes.
 fn not_zero(written: io::Result<usize>) -> io::Result<usize> {
     match written {
         Ok(0) => Err(io::ErrorKind::WriteZero.into()),
@@ -109,7 +109,7 @@ fn not_zero(written: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// Takes `written` bytes off the front of `chunks`; returns those that are left.
+/// Removes the first `written` bytes of `chunks`; returns the chunks that are left.
 fn advance<C: Buf>(mut chunks: &mut [C], mut written: usize) -> &mut [C] {
     while let Some(first) = chunks.first_mut() {
         let length = first.remaining();
@@ -123,12 +123,12 @@ fn advance<C: Buf>(mut chunks: &mut [C], mut written: usize) -> &mut [C] {
     chunks
 }
 
-/// Closes our side and reads until the peer closes its own, so that what we wrote last is not lost
-/// to a reset that unread data would cause (RFC 6455, section 7.1.1).
+/// Shuts down the sending side and reads until the peer closes its own: unread data would cause a
+/// reset, which loses what was written last (RFC 6455, section 7.1.1).
 pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     if stream.shutdown().await.is_ok() {
         while poll_fn(|cx| poll_discard(stream, cx)).await {
-            // One that never stops sending takes turns with the others.
+            // A peer that never stops sending must not occupy the thread.
             yield_now().await;
         }
     }
