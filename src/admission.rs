@@ -8,7 +8,7 @@ use crate::excerpt::excerpt;
 /// The rule for requests that a web page makes a browser send. It keeps out other sites' pages in
 /// honest browsers; any other program can forge the headers.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     /// The names of the server beside those of this machine; `None` if any name is allowed.
     hosts: Option<Vec<HostPattern>>,
     /// Pages that are allowed beside the server's own. Without any, those of this machine are.
@@ -17,7 +17,7 @@ pub struct Admission {
 
 /// Why a request is refused, and the option that would allow it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The server has no such name: a page may have pointed its own name at this address.
     #[error("host {name:?} is not allowed: --allow-host {name} would let it in")]
     Host {
@@ -52,7 +52,7 @@ pub enum Refused {
 impl Admission {
     /// The rule of `--allow-host` and `--allow-origin` for a server that listens on addresses of this
     /// machine alone, or not.
-    pub fn new(config: &Config, only_local: bool) -> Self {
+    pub(crate) fn new(config: &Config, only_local: bool) -> Self {
         let mut hosts = config.access.allow_host.clone();
         let is_checked = only_local || !hosts.is_empty();
         hosts.extend(config.listening.host.parse());
@@ -66,7 +66,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn check<'a>(
+    pub(crate) fn check<'a>(
         &self,
         headers: &'a HeaderMap,
         host: Option<&Host>,

@@ -1,9 +1,9 @@
 //! The clients of a room: WebSocket sessions and event streams, one task each.
 
-pub mod event_stream;
-pub mod heartbeat;
-pub mod incoming;
-pub mod message_log;
-pub mod record;
-pub mod session;
-pub mod websocket;
+pub(crate) mod event_stream;
+pub(crate) mod heartbeat;
+pub(crate) mod incoming;
+pub(crate) mod message_log;
+pub(crate) mod record;
+pub(crate) mod session;
+pub(crate) mod websocket;

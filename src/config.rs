@@ -12,7 +12,7 @@ pub use invocation::Invocation;
 pub use origin::{Host, HostPattern, Origin, OriginPattern};
 pub use units::{Size, Time};
 
-/// What the server is told at start: the command line, the environment and the defaults in one.
+/// All options: the command line, the environment and the defaults in one.
 #[derive(Debug, Clone, PartialEq, Parser)]
 #[command(
     name = "wscast",
@@ -81,7 +81,7 @@ pub struct Service {
     /// Threads that serve; 1 is a runtime that shares no work [default: one a processor]
     #[arg(long, env = "WSCAST_THREADS", value_name = "COUNT", value_parser = units::count)]
     pub threads: Option<usize>,
-    /// Time all clients together have to go when the server is told to stop
+    /// Time all clients together have to go when the server stops
     #[arg(
         long,
         env = "WSCAST_DRAIN_TIMEOUT",

@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 /// The one reason why a session ended; the error type of a session, so `?` ends it.
 #[derive(Debug, thiserror::Error)]
-pub enum Disconnect {
+pub(crate) enum Disconnect {
     /// The client sent a close frame, with this code if it has one; the code is echoed.
     #[error("closed by the client")]
     ByClient(Option<u16>),
@@ -48,7 +48,7 @@ pub enum Disconnect {
 
 impl Disconnect {
     /// The close code of the connection (RFC 6455, section 7.4.1): the server's, or the client's own.
-    pub fn close_code(&self) -> Option<u16> {
+    pub(crate) fn close_code(&self) -> Option<u16> {
         let code = match self {
             Self::ShuttingDown => CloseCode::Away,
             Self::Protocol => CloseCode::Protocol,
@@ -63,7 +63,7 @@ impl Disconnect {
     }
 
     /// The close frame that the server sends, if any.
-    pub fn close_frame(&self) -> Option<CloseFrame> {
+    pub(crate) fn close_frame(&self) -> Option<CloseFrame> {
         match self {
             Self::ByClient(_) | Self::Gone | Self::Transport(_) => None,
             by_server => {
@@ -77,7 +77,7 @@ impl Disconnect {
     }
 
     /// Whether the client's bytes are no longer read as WebSocket frames.
-    pub fn ends_reading(&self) -> bool {
+    pub(crate) fn ends_reading(&self) -> bool {
         matches!(
             self,
             Self::Protocol
@@ -90,7 +90,7 @@ impl Disconnect {
     }
 
     /// The reason for an error of the connection: [`Gone`](Self::Gone) if the peer closed it.
-    pub fn from_io(error: io::Error) -> Self {
+    pub(crate) fn from_io(error: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match error.kind() {
             // Closing with unread data sends a reset.

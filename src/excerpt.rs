@@ -7,7 +7,7 @@ const SHOWN: usize = 100;
 
 /// The beginning of a peer's text, for a log line or an answer, which has to escape it (`{:?}`). The
 /// cost does not depend on the length.
-pub fn excerpt(text: &[u8]) -> Cow<'_, str> {
+pub(crate) fn excerpt(text: &[u8]) -> Cow<'_, str> {
     // At least one character more than is shown, valid or not.
     let beginning = String::from_utf8_lossy(&text[..text.len().min(4 * (SHOWN + 1))]);
     match beginning.char_indices().nth(SHOWN) {

@@ -1,25 +1,25 @@
 //! Encodings of events: the plain format, JSON, Server-Sent Events, and the batches that cache them.
 
-pub mod batch;
-pub mod event;
-pub mod json;
-pub mod plain;
-pub mod sse;
+pub(crate) mod batch;
+pub(crate) mod event;
+pub(crate) mod json;
+pub(crate) mod plain;
+pub(crate) mod sse;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use batch::{Batch, BatchBuilder, Chunk, Frames, Mark, Outbox};
-pub use event::Event;
-pub use json::JSON_PROTOCOL;
-pub use plain::Plain;
+pub(crate) use batch::{Batch, BatchBuilder, Chunk, Frames, Outbox};
+pub(crate) use event::Event;
+pub(crate) use json::JSON_PROTOCOL;
+pub(crate) use plain::Plain;
 
 use batch::Rendition;
 
 /// The encoding of a client's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
+pub(crate) enum Format {
     /// WebSocket messages: what was sent, behind the prefix. Any client understands them.
     #[default]
     Plain,
@@ -30,7 +30,7 @@ pub enum Format {
 }
 
 /// The messages of `batch` from sequence number `from` on.
-pub fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
+pub(crate) fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
     let encode: fn(&Event<'_>, &mut Vec<u8>) = match format {
         Format::Plain => return batch.frames_from(from),
         Format::Json => json::encode,
@@ -56,7 +56,7 @@ pub fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
 }
 
 /// An event in a format other than the plain one.
-pub fn render_event(event: &Event<'_>, format: Format) -> Bytes {
+pub(crate) fn render_event(event: &Event<'_>, format: Format) -> Bytes {
     let mut bytes = Vec::new();
     match format {
         Format::Plain => {}

@@ -1,14 +1,14 @@
 //! HTTP on the same port: one exchange a connection.
 
-pub mod content;
-pub mod cors;
-pub mod exchange;
-pub mod head;
-pub mod history;
-pub mod page;
-pub mod publish;
-pub mod refusal;
-pub mod refusal_log;
-pub mod request;
-pub mod response;
-pub mod routes;
+pub(crate) mod content;
+pub(crate) mod cors;
+pub(crate) mod exchange;
+pub(crate) mod head;
+pub(crate) mod history;
+pub(crate) mod page;
+pub(crate) mod publish;
+pub(crate) mod refusal;
+pub(crate) mod refusal_log;
+pub(crate) mod request;
+pub(crate) mod response;
+pub(crate) mod routes;

@@ -1,6 +1,6 @@
 //! The registry of rooms by name: joining, leaving, and eviction when space runs out.
 
-pub mod ranking;
+pub(crate) mod ranking;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use ranking::{Ranked, Ranking};
 /// Lock order: the hub, then a room. Publishing takes the hub's lock only to evict, or when the history
 /// of a room has outgrown its rank.
 #[derive(Debug)]
-pub struct Hub {
+pub(crate) struct Hub {
     config: Arc<Config>,
     plain: Arc<Plain>,
     store: Store,
@@ -52,7 +52,7 @@ struct Entry {
 
 /// Why a room cannot be joined.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum JoinError {
+pub(crate) enum JoinError {
     /// `--max-rooms` rooms exist, and each has clients.
     #[error("no place for another room")]
     Full,
@@ -63,7 +63,7 @@ pub enum JoinError {
 
 impl Hub {
     /// A hub without rooms.
-    pub fn new(config: Arc<Config>, store: Store) -> Self {
+    pub(crate) fn new(config: Arc<Config>, store: Store) -> Self {
         Self {
             plain: Arc::new(Plain::new(&config)),
             config,
@@ -77,7 +77,11 @@ impl Hub {
     ///
     /// # Errors
     /// [`JoinError`]; no room is created then.
-    pub fn join(self: &Arc<Self>, name: &str, follow: Follow) -> Result<Membership, JoinError> {
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        name: &str,
+        follow: Follow,
+    ) -> Result<Membership, JoinError> {
         let room_guard = self.enter(name)?;
         let (subscription, start) = room_guard.room.subscribe(follow);
         Ok(Membership {
@@ -91,7 +95,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`JoinError`]; no room is created then.
-    pub fn enter(self: &Arc<Self>, name: &str) -> Result<RoomGuard, JoinError> {
+    pub(crate) fn enter(self: &Arc<Self>, name: &str) -> Result<RoomGuard, JoinError> {
         // Declared before the lock, so that the history is freed after the lock is released.
         let _evicted;
         let mut rooms = self.rooms.lock();
@@ -128,7 +132,7 @@ impl Hub {
 
     /// The messages after `since` that the room `name` retains for new clients, and where they start;
     /// none where the room does not exist.
-    pub fn history(
+    pub(crate) fn history(
         &self,
         name: &str,
         since: Option<MessageId>,
@@ -139,14 +143,14 @@ impl Hub {
 
     /// Seals all rooms: no more messages and no more clients. Current clients drain the log of their
     /// room, then are closed.
-    pub fn seal(&self) {
+    pub(crate) fn seal(&self) {
         let mut rooms = self.rooms.lock();
         rooms.sealed = true;
         rooms.by_name.values().for_each(|entry| entry.room.seal());
     }
 
     /// How many rooms there are.
-    pub fn rooms(&self) -> usize {
+    pub(crate) fn rooms(&self) -> usize {
         self.rooms.lock().by_name.len()
     }
 
@@ -207,18 +211,18 @@ impl Rooms {
 
 /// A client's membership of a room.
 #[derive(Debug)]
-pub struct Membership {
+pub(crate) struct Membership {
     /// Its place in the log of the room.
-    pub subscription: Subscription,
+    pub(crate) subscription: Subscription,
     /// Where the subscription starts.
-    pub start: Start,
+    pub(crate) start: Start,
     /// Keeps the room in the registry.
-    pub room_guard: RoomGuard,
+    pub(crate) room_guard: RoomGuard,
 }
 
 impl Membership {
     /// The first event for the client: the welcome, unless it is empty.
-    pub fn greeting(&self) -> Option<Bytes> {
+    pub(crate) fn greeting(&self) -> Option<Bytes> {
         let RoomGuard { hub, name, .. } = &self.room_guard;
         let format = self.subscription.format();
         if format == Format::Plain {
@@ -239,7 +243,7 @@ impl Membership {
 /// Keeps a room in the registry. When the last guard is dropped, a room without messages is removed,
 /// and one with messages becomes evictable.
 #[derive(Debug)]
-pub struct RoomGuard {
+pub(crate) struct RoomGuard {
     hub: Arc<Hub>,
     name: Arc<str>,
     room: Arc<Room>,
@@ -247,12 +251,12 @@ pub struct RoomGuard {
 
 impl RoomGuard {
     /// The encoder of this room's messages.
-    pub fn plain(&self) -> &Arc<Plain> {
+    pub(crate) fn plain(&self) -> &Arc<Plain> {
         &self.hub.plain
     }
 
     /// The room.
-    pub fn room(&self) -> &Arc<Room> {
+    pub(crate) fn room(&self) -> &Arc<Room> {
         &self.room
     }
 
@@ -260,7 +264,7 @@ impl RoomGuard {
     ///
     /// # Errors
     /// [`Sealed`] when the server is shutting down; the messages are not appended then.
-    pub fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
+    pub(crate) fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
         let batch = self.room.deliver(frames)?;
         self.hub.settle(&self.room);
         Ok(batch)

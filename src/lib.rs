@@ -5,20 +5,20 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by it"))]
 
-pub mod admission;
+pub(crate) mod admission;
 #[doc(hidden)]
 pub mod audience;
-pub mod client;
+pub(crate) mod client;
 pub mod config;
-pub mod disconnect;
-pub mod excerpt;
-pub mod format;
-pub mod http;
-pub mod hub;
-pub mod message;
+pub(crate) mod disconnect;
+pub(crate) mod excerpt;
+pub(crate) mod format;
+pub(crate) mod http;
+pub(crate) mod hub;
+pub(crate) mod message;
 pub mod ops;
-pub mod protocol;
-pub mod room;
+pub(crate) mod protocol;
+pub(crate) mod room;
 pub mod server;
-pub mod store;
-pub mod transport;
+pub(crate) mod store;
+pub(crate) mod transport;

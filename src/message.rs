@@ -5,16 +5,16 @@ use std::str::FromStr;
 
 /// The id of a message in its room, written `<epoch>-<seq>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MessageId {
+pub(crate) struct MessageId {
     /// Unix time in milliseconds at which the room's log began, followed by three random digits.
-    pub epoch: u64,
+    pub(crate) epoch: u64,
     /// Counts 1, 2, 3 … without gaps within an epoch.
-    pub seq: u64,
+    pub(crate) seq: u64,
 }
 
 impl MessageId {
     /// An id that is in no log: no log begins at the end of time.
-    pub const OF_ANOTHER_LOG: Self = Self {
+    pub(crate) const OF_ANOTHER_LOG: Self = Self {
         epoch: u64::MAX,
         seq: 0,
     };
@@ -29,7 +29,7 @@ impl fmt::Display for MessageId {
 /// A text that is not the id of a message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an id is <epoch>-<seq>, as in 1732290000000123-42")]
-pub struct NotAnId;
+pub(crate) struct NotAnId;
 
 impl FromStr for MessageId {
     type Err = NotAnId;
@@ -49,7 +49,7 @@ impl FromStr for MessageId {
 
 /// The kind of a WebSocket message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A text message, which is UTF-8.
     Text,
     /// A binary message.

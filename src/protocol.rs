@@ -1,7 +1,7 @@
 //! RFC 6455: frames and their contents. No IO, no room, no options.
 
-pub mod decoder;
-pub mod fast_path;
-pub mod frame;
-pub mod handshake;
-pub mod slow_path;
+pub(crate) mod decoder;
+pub(crate) mod fast_path;
+pub(crate) mod frame;
+pub(crate) mod handshake;
+pub(crate) mod slow_path;

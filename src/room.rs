@@ -1,13 +1,12 @@
 //! A room: one ordered log, and the clients that follow it.
 
-pub mod history;
-pub mod log;
-pub mod name;
-pub mod queue;
-pub mod receipts;
-pub mod subscription;
+pub(crate) mod history;
+pub(crate) mod log;
+pub(crate) mod name;
+pub(crate) mod queue;
+pub(crate) mod receipts;
+pub(crate) mod subscription;
 
-pub use log::{Follow, Room, Sealed, Start};
-pub use name::RoomName;
-pub use receipts::Receipts;
-pub use subscription::Subscription;
+pub(crate) use log::{Follow, Room, Sealed, Start};
+pub(crate) use name::RoomName;
+pub(crate) use subscription::Subscription;

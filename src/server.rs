@@ -184,7 +184,7 @@ impl Server {
 
     async fn drain(mut self, mut connections: JoinSet<()>) {
         self.draining.cancel();
-        // Who connected before the end is told of it.
+        // Connections accepted by the kernel before the end are answered 503.
         while let Some(Ok((stream, peer))) = unconstrained(self.accept()).now_or_never() {
             self.admit(stream, peer, &mut connections);
         }
@@ -250,12 +250,12 @@ fn serve(
     let exchange = Box::pin(http.serve(stream, peer, None));
     async move {
         let mut client = match exchange.await {
-            Some(guest) => Client::new(guest, peer, config, incoming),
+            Some(upgraded) => Client::new(upgraded, peer, config, incoming),
             None => return,
         };
         match &mut client {
             Client::WebSocket(session) => session.run().await,
-            Client::EventStream(follower) => Box::pin(follower.run()).await,
+            Client::EventStream(stream) => Box::pin(stream.run()).await,
         }
         // Its place is free when all else that it had is given back.
         drop(client);
@@ -263,7 +263,7 @@ fn serve(
     }
 }
 
-/// Somebody who follows a room.
+/// A client that follows a room.
 #[expect(
     clippy::large_enum_variant,
     reason = "a box would cost every message a memory access that nothing has prepared"
@@ -275,18 +275,18 @@ enum Client {
 
 impl Client {
     fn new(
-        guest: Upgraded<TcpStream>,
+        upgraded: Upgraded<TcpStream>,
         peer: SocketAddr,
         config: Arc<Config>,
         incoming: Arc<Incoming>,
     ) -> Self {
-        let span = info_span!("client", %peer, room = &*excerpt(guest.room.as_bytes()));
-        let (stream, membership) = (guest.stream, guest.membership);
+        let span = info_span!("client", %peer, room = &*excerpt(upgraded.room.as_bytes()));
+        let (stream, membership) = (upgraded.stream, upgraded.membership);
         if membership.subscription.format() == Format::EventStream {
-            let follower = EventStream::new(stream, guest.head, membership, config, span);
-            Self::EventStream(Box::new(follower))
+            let events = EventStream::new(stream, upgraded.head, membership, config, span);
+            Self::EventStream(Box::new(events))
         } else {
-            let ahead = guest.ahead;
+            let ahead = upgraded.ahead;
             Self::WebSocket(Session::new(
                 stream, ahead, membership, config, incoming, span,
             ))

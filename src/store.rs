@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Holds the logs of all rooms.
 #[derive(Debug)]
-pub enum Store {
+pub(crate) enum Store {
     /// In the memory of this process.
     Memory {
         /// The newest epoch given to a room.
@@ -16,7 +16,7 @@ pub enum Store {
 
 impl Store {
     /// A store whose logs end with this process.
-    pub fn memory() -> Self {
+    pub(crate) fn memory() -> Self {
         Self::Memory {
             last_epoch: AtomicU64::new(0),
         }
@@ -26,7 +26,7 @@ impl Store {
     /// processes apart that read the same time.
     ///
     /// Within a process epochs only grow, even where the clock is set back.
-    pub fn begin(&self) -> u64 {
+    pub(crate) fn begin(&self) -> u64 {
         let since_1970 = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();

@@ -1,9 +1,9 @@
 //! Bytes in and out of the kernel; no messages.
 
-pub mod listener;
-pub mod port_owner;
-pub mod read;
-pub mod stream;
-pub mod write;
+pub(crate) mod listener;
+pub(crate) mod port_owner;
+pub(crate) mod read;
+pub(crate) mod stream;
+pub(crate) mod write;
 
-pub use stream::Transport;
+pub(crate) use stream::Transport;

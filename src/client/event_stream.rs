@@ -23,7 +23,7 @@ use crate::transport::write::{linger, write};
 
 /// One event stream; a single task writes to its socket.
 #[derive(Debug)]
-pub struct EventStream<S> {
+pub(crate) struct EventStream<S> {
     config: Arc<Config>,
     stream: S,
     membership: Membership,
@@ -40,7 +40,7 @@ const RECONNECT: Bytes = Bytes::from_static(b"retry: 1000\n\n");
 
 impl<S: Transport> EventStream<S> {
     /// An event stream that begins with the response `head`.
-    pub fn new(
+    pub(crate) fn new(
         stream: S,
         head: Bytes,
         membership: Membership,
@@ -57,7 +57,7 @@ impl<S: Transport> EventStream<S> {
     }
 
     /// Runs until the client disconnects or is closed.
-    pub async fn run(&mut self) {
+    pub(crate) async fn run(&mut self) {
         let Err(why) = self.serve().await;
         self.membership.subscription.leave();
         let why = self.record.why.insert(why);

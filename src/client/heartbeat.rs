@@ -12,7 +12,7 @@ use crate::message::MessageId;
 /// ping was written. Where unread data is buffered ahead of the ping, in kernels and proxies, the timeout
 /// is as long as a slow client needs to read it.
 #[derive(Debug)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     interval: Duration,
     timeout: Duration,
     /// Replaces `timeout`, where it is longer, for a client under backpressure.
@@ -29,7 +29,7 @@ pub struct Heartbeat {
 
 /// What [`Heartbeat::check`] requires.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Beat {
+pub(crate) enum Beat {
     /// Nothing before [`Heartbeat::due`].
     Wait,
     /// Write a ping, then call [`Heartbeat::pinged`].
@@ -45,7 +45,7 @@ const SLOWEST: u64 = 16 * 1024;
 const UNREAD_MAX: u64 = 16 << 20;
 
 /// How long a client may take to read `bytes`.
-pub fn time_to_read(bytes: u64) -> Duration {
+pub(crate) fn time_to_read(bytes: u64) -> Duration {
     Duration::from_millis(bytes.min(UNREAD_MAX) * 1000 / SLOWEST)
 }
 
@@ -53,7 +53,12 @@ impl Heartbeat {
     /// Starts at `now`; the first ping is due one interval later.
     ///
     /// `grace` replaces `timeout`, where it is longer, for a client under backpressure.
-    pub fn new(interval: Duration, timeout: Duration, grace: Duration, now: Instant) -> Self {
+    pub(crate) fn new(
+        interval: Duration,
+        timeout: Duration,
+        grace: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
             interval,
             timeout,
@@ -67,13 +72,13 @@ impl Heartbeat {
     }
 
     /// When [`check`](Self::check) is due next.
-    pub fn due(&self) -> Instant {
+    pub(crate) fn due(&self) -> Instant {
         self.answer_due
             .map_or(self.next_ping, |due| due.min(self.next_ping))
     }
 
     /// What `now` requires.
-    pub fn check(&self, now: Instant) -> Beat {
+    pub(crate) fn check(&self, now: Instant) -> Beat {
         if self.answer_due.is_some_and(|due| due <= now) {
             Beat::GiveUp
         } else if self.next_ping <= now {
@@ -84,7 +89,7 @@ impl Heartbeat {
     }
 
     /// A ping was written at `now`, after `written` bytes in all, with `last` as the newest message.
-    pub fn pinged(&mut self, now: Instant, written: u64, last: Option<MessageId>) {
+    pub(crate) fn pinged(&mut self, now: Instant, written: u64, last: Option<MessageId>) {
         self.next_ping = now + self.interval;
         let grace = match std::mem::take(&mut self.behind) {
             true => self.grace,
@@ -98,12 +103,12 @@ impl Heartbeat {
     }
 
     /// Bytes were received: any frame, or any part of one.
-    pub fn received(&mut self) {
+    pub(crate) fn received(&mut self) {
         self.answer_due = None;
     }
 
     /// The client acknowledged all messages up to `id`.
-    pub fn acknowledged(&mut self, id: MessageId) {
+    pub(crate) fn acknowledged(&mut self, id: MessageId) {
         if let Some((pinged, written)) = self.pending_ping
             && pinged <= id
         {
@@ -114,7 +119,7 @@ impl Heartbeat {
 
     /// A write that had to wait ended at `now`, after `written` bytes in all: the client is alive and
     /// reading, so the timeout of an earlier ping starts again.
-    pub fn wrote_after_wait(&mut self, now: Instant, written: u64) {
+    pub(crate) fn wrote_after_wait(&mut self, now: Instant, written: u64) {
         self.behind = true;
         let patience = self.patience(written);
         if let Some(due) = &mut self.answer_due {
@@ -128,7 +133,7 @@ impl Heartbeat {
     }
 
     /// How many of `written` bytes the client has not acknowledged.
-    pub fn unread(&self, written: u64) -> u64 {
+    pub(crate) fn unread(&self, written: u64) -> u64 {
         written.saturating_sub(self.read)
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 /// At the limit only the message nearest to its end is read, until there is space; and the message that
 /// grew least in the last `--write-timeout` is cut, so that messages without an end cannot block others.
 #[derive(Debug)]
-pub struct Incoming {
+pub(crate) struct Incoming {
     limit: usize,
     /// The time over which growth is measured.
     window: Duration,
@@ -47,7 +47,7 @@ struct Entry {
 
 /// One unfinished message or body; it releases its share when dropped.
 #[derive(Debug)]
-pub struct Unfinished {
+pub(crate) struct Unfinished {
     incoming: Arc<Incoming>,
     key: usize,
 }
@@ -55,11 +55,11 @@ pub struct Unfinished {
 /// A message was cut to keep `--max-incoming`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no space for unfinished messages: try again later, or raise --max-incoming")]
-pub struct NoSpace;
+pub(crate) struct NoSpace;
 
 impl Incoming {
     /// A budget of `limit` bytes that measures growth over `window`.
-    pub fn new(limit: usize, window: Duration) -> Self {
+    pub(crate) fn new(limit: usize, window: Duration) -> Self {
         Self {
             limit,
             window,
@@ -68,7 +68,7 @@ impl Incoming {
     }
 
     /// A new message, with nothing counted yet.
-    pub fn begin(self: &Arc<Self>) -> Unfinished {
+    pub(crate) fn begin(self: &Arc<Self>) -> Unfinished {
         let mut state = self.state.lock();
         let key = state.entries.insert(Entry {
             held: 0,
@@ -86,7 +86,7 @@ impl Incoming {
     }
 
     /// Bytes of all unfinished messages.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.state.lock().total
     }
 }
@@ -94,7 +94,7 @@ impl Incoming {
 impl Unfinished {
     /// Counts `held` bytes of the message, and `missing` ones. Beyond the limit other messages are cut,
     /// and this one last.
-    pub fn update(&self, held: usize, missing: u64) {
+    pub(crate) fn update(&self, held: usize, missing: u64) {
         let mut guard = self.incoming.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
@@ -120,7 +120,7 @@ impl Unfinished {
     ///
     /// # Errors
     /// [`NoSpace`] when it was cut.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), NoSpace>> {
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), NoSpace>> {
         let mut guard = self.incoming.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
@@ -145,7 +145,7 @@ impl Unfinished {
     }
 
     /// Waits until the message is cut, while its task does not read.
-    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<NoSpace> {
+    pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<NoSpace> {
         let mut guard = self.incoming.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];

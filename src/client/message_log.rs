@@ -9,12 +9,12 @@ use crate::format::Frames;
 use crate::message::Kind;
 
 /// Logs messages received from a client.
-pub fn received(span: &Span, frames: &Frames) {
+pub(crate) fn received(span: &Span, frames: &Frames) {
     log_each(span, "Received from client", frames);
 }
 
 /// Logs messages broadcast to a room.
-pub fn broadcasting(span: &Span, frames: &Frames) {
+pub(crate) fn broadcasting(span: &Span, frames: &Frames) {
     log_each(span, "Broadcasting", frames);
 }
 

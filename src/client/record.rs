@@ -8,21 +8,21 @@ use crate::disconnect::Disconnect;
 /// The record of one connection; dropping it logs the disconnect, so that no path out of a client's task
 /// can miss it.
 #[derive(Debug)]
-pub struct ConnectionRecord {
+pub(crate) struct ConnectionRecord {
     /// The span of the client's log lines.
-    pub span: Span,
+    pub(crate) span: Span,
     since: Instant,
     /// Messages received from the client.
-    pub received: u64,
+    pub(crate) received: u64,
     /// Messages given to the socket, written or not.
-    pub sent: u64,
+    pub(crate) sent: u64,
     /// Why the client disconnected; none where its task was dropped or failed.
-    pub why: Option<Disconnect>,
+    pub(crate) why: Option<Disconnect>,
 }
 
 impl ConnectionRecord {
     /// Logs the connect.
-    pub fn new(span: Span) -> Self {
+    pub(crate) fn new(span: Span) -> Self {
         info!(parent: &span, "client connected");
         Self {
             span,

@@ -27,7 +27,7 @@ use crate::transport::Transport;
 
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
 #[derive(Debug)]
-pub struct Session<S> {
+pub(crate) struct Session<S> {
     config: Arc<Config>,
     socket: WebSocket<S>,
     subscription: Subscription,
@@ -68,7 +68,7 @@ enum Pause {
 impl<S: Transport> Session<S> {
     /// A session after the 101; `ahead` holds the bytes read after the handshake request, and `span`
     /// labels the log lines.
-    pub fn new(
+    pub(crate) fn new(
         stream: S,
         ahead: Vec<u8>,
         membership: Membership,
@@ -103,7 +103,7 @@ impl<S: Transport> Session<S> {
     }
 
     /// Runs until the client disconnects or is closed, then performs the closing handshake.
-    pub async fn run(&mut self) {
+    pub(crate) async fn run(&mut self) {
         let Err(why) = self.serve().await;
         // Before the closing handshake, which may wait for the client.
         self.subscription.leave();

@@ -30,7 +30,7 @@ const LARGE_MESSAGE: usize = 1024;
 
 /// One WebSocket on the server's side.
 #[derive(Debug)]
-pub struct WebSocket<S> {
+pub(crate) struct WebSocket<S> {
     stream: S,
     decoder: Decoder,
     /// The most bytes of the next read.
@@ -81,7 +81,7 @@ const COUNTED_FROM: usize = 1024;
 
 impl<S: Transport> WebSocket<S> {
     /// A socket after its handshake.
-    pub fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
+    pub(crate) fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
         Self {
             stream,
             decoder: Decoder::new(config.limits.max_message_size.bytes()),
@@ -97,7 +97,7 @@ impl<S: Transport> WebSocket<S> {
     }
 
     /// Decodes the bytes read after the handshake request into `sink`.
-    pub fn decode_ahead(&mut self, mut ahead: Vec<u8>, mut sink: impl FnMut(Received<'_>)) {
+    pub(crate) fn decode_ahead(&mut self, mut ahead: Vec<u8>, mut sink: impl FnMut(Received<'_>)) {
         self.decoder.decode(&mut ahead, &mut sink);
     }
 
@@ -105,7 +105,7 @@ impl<S: Transport> WebSocket<S> {
     ///
     /// # Errors
     /// Why reading ended, after all messages before that were decoded.
-    pub fn poll_read(
+    pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Received<'_>),
@@ -282,7 +282,7 @@ impl<S: Transport> WebSocket<S> {
 
     /// Starts a new turn if enough was read without a pause; returns whether the task must yield before
     /// the next read.
-    pub fn end_turn(&mut self) -> bool {
+    pub(crate) fn end_turn(&mut self) -> bool {
         let over = self.is_turn_over();
         if over {
             self.bytes_this_turn = 0;
@@ -297,12 +297,12 @@ impl<S: Transport> WebSocket<S> {
     }
 
     /// Bytes written to the client so far.
-    pub fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.written
     }
 
     /// Whether bytes were received since the last call.
-    pub fn take_received(&mut self) -> bool {
+    pub(crate) fn take_received(&mut self) -> bool {
         mem::take(&mut self.has_received)
     }
 
@@ -311,7 +311,7 @@ impl<S: Transport> WebSocket<S> {
     ///
     /// # Errors
     /// [`Disconnect::Transport`].
-    pub fn try_write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
+    pub(crate) fn try_write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
         self.put_answers_first(frames);
         if frames.is_empty() {
             return Ok(true);
@@ -329,7 +329,7 @@ impl<S: Transport> WebSocket<S> {
     /// # Errors
     /// [`Disconnect::Stalled`] when the socket accepted nothing for the write timeout, and
     /// [`Disconnect::Transport`].
-    pub async fn write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
+    pub(crate) async fn write(&mut self, frames: &mut Outbox) -> Result<bool, Disconnect> {
         // The rest of a frame must not be interrupted.
         if !self.write_pending {
             self.put_answers_first(frames);
@@ -374,7 +374,7 @@ impl<S: Transport> WebSocket<S> {
     ///
     /// Returns at once where the connection is gone. Else the wait is the close timeout, or as long as a
     /// slow client needs to read the `unread` bytes ahead of the close frame.
-    pub async fn finish(&mut self, why: &Disconnect, unread: u64) {
+    pub(crate) async fn finish(&mut self, why: &Disconnect, unread: u64) {
         // Flushes pending answers, so that the close frame fits in the decoder's buffer.
         if self.write_pending
             || matches!(why, Disconnect::Gone | Disconnect::Transport(_))

@@ -14,34 +14,34 @@ use crate::message::{Kind, MessageId};
 
 /// A few messages encoded once, as the WebSocket frames that every client gets.
 #[derive(Debug, Clone, Default)]
-pub struct Frames {
+pub(crate) struct Frames {
     bytes: Vec<u8>,
     marks: Marks,
 }
 
 /// One for each frame; most batches have one message.
-pub type Marks = SmallVec<[Mark; 1]>;
+pub(crate) type Marks = SmallVec<[Mark; 1]>;
 
 /// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
 #[derive(Debug, Clone, Copy)]
-pub struct Mark {
+pub(crate) struct Mark {
     /// The kind of the message.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Offset in bytes behind the frame's last byte.
-    pub end: usize,
+    pub(crate) end: usize,
     /// Length of the payload in bytes; it is the tail of the frame.
-    pub payload: usize,
+    pub(crate) payload: usize,
 }
 
 impl Frames {
     /// Takes encoded frames, one mark a frame, in order.
-    pub fn new(bytes: Vec<u8>, marks: Marks) -> Self {
+    pub(crate) fn new(bytes: Vec<u8>, marks: Marks) -> Self {
         debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
         Self { bytes, marks }
     }
 
     /// The messages as their sender sent them.
-    pub fn payloads(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
+    pub(crate) fn payloads(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
         self.marks
             .iter()
             .map(|mark| (mark.kind, &self.bytes[mark.end - mark.payload..mark.end]))
@@ -51,7 +51,7 @@ impl Frames {
 /// Messages that were published together: consecutive ids, encoded once, shared by all
 /// clients.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     first: MessageId,
     time: SystemTime,
     frames: Frames,
@@ -65,7 +65,7 @@ const BATCH_COST: usize = size_of::<Batch>() + 64;
 
 impl Batch {
     /// Gives `frames` their ids: `first`, and those that follow.
-    pub fn new(first: MessageId, frames: Frames) -> Self {
+    pub(crate) fn new(first: MessageId, frames: Frames) -> Self {
         Self {
             first,
             time: SystemTime::now(),
@@ -75,43 +75,42 @@ impl Batch {
     }
 
     /// When they were published.
-    pub fn time(&self) -> SystemTime {
+    pub(crate) fn time(&self) -> SystemTime {
         self.time
     }
 
     /// Its messages in a format other than the plain one, encoded by `encode` the first time.
-    pub fn rendition(&self, format: Format, encode: impl FnOnce() -> Rendition) -> &Rendition {
+    pub(crate) fn rendition(
+        &self,
+        format: Format,
+        encode: impl FnOnce() -> Rendition,
+    ) -> &Rendition {
         let kept = &self.renditions[usize::from(format == Format::EventStream)];
         kept.get_or_init(|| Box::new(encode()))
     }
 
     /// Its messages in the plain format.
-    pub fn frames(&self) -> &Frames {
+    pub(crate) fn frames(&self) -> &Frames {
         &self.frames
     }
 
     /// Number of messages.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.frames.marks.len()
     }
 
-    /// Whether there is no message in it.
-    pub fn is_empty(&self) -> bool {
-        self.frames.marks.is_empty()
-    }
-
     /// The sequence numbers of its messages.
-    pub fn seqs(&self) -> Range<u64> {
+    pub(crate) fn seqs(&self) -> Range<u64> {
         self.first.seq..self.first.seq + self.len() as u64
     }
 
     /// The id of its last message.
-    pub fn last_id(&self) -> MessageId {
+    pub(crate) fn last_id(&self) -> MessageId {
         self.id(self.seqs().end - 1)
     }
 
     /// The id of the message with sequence number `seq`.
-    pub fn id(&self, seq: u64) -> MessageId {
+    pub(crate) fn id(&self, seq: u64) -> MessageId {
         MessageId {
             epoch: self.first.epoch,
             seq,
@@ -119,7 +118,7 @@ impl Batch {
     }
 
     /// The frames of all messages from sequence number `seq` on.
-    pub fn frames_from(self: Arc<Self>, seq: u64) -> Chunk {
+    pub(crate) fn frames_from(self: Arc<Self>, seq: u64) -> Chunk {
         let start = match seq.saturating_sub(self.first.seq) {
             0 => 0,
             skipped => self.end(skipped as usize),
@@ -128,12 +127,12 @@ impl Batch {
     }
 
     /// Bytes of all its frames.
-    pub fn frame_bytes(&self) -> usize {
+    pub(crate) fn frame_bytes(&self) -> usize {
         self.frames.bytes.len()
     }
 
     /// Bytes of memory that it takes, without its [renditions](Self::rendition).
-    pub fn cost(&self) -> usize {
+    pub(crate) fn cost(&self) -> usize {
         let Frames { bytes, marks } = &self.frames;
         let marks = match marks.spilled() {
             true => marks.capacity() * size_of::<Mark>(),
@@ -144,7 +143,7 @@ impl Batch {
 
     /// The part of [`cost`](Self::cost) that belongs to its messages from sequence number `seq` on;
     /// what they share belongs to the last one.
-    pub fn cost_from(&self, seq: u64) -> usize {
+    pub(crate) fn cost_from(&self, seq: u64) -> usize {
         match seq.saturating_sub(self.first.seq) as usize {
             0 => self.cost(),
             skipped if skipped >= self.len() => 0,
@@ -160,19 +159,19 @@ impl Batch {
 
 /// Encoded messages, one behind the other.
 #[derive(Debug)]
-pub struct Rendition {
+pub(crate) struct Rendition {
     /// All of them.
-    pub bytes: Bytes,
+    pub(crate) bytes: Bytes,
     /// For each, the offset behind its last byte.
-    pub ends: Vec<usize>,
+    pub(crate) ends: Vec<usize>,
 }
 
 /// Chunks to be written to one client; mostly one, which needs no allocation.
-pub type Outbox = SmallVec<[Chunk; 1]>;
+pub(crate) type Outbox = SmallVec<[Chunk; 1]>;
 
 /// Bytes that are to be written to one client.
 #[derive(Debug, Clone)]
-pub enum Chunk {
+pub(crate) enum Chunk {
     /// Bytes of their own.
     Bytes(Bytes),
     /// The frames of a batch, from this offset on. Nearly all chunks are such; one costs a reference
@@ -216,7 +215,7 @@ impl<T: Into<Bytes>> From<T> for Chunk {
 
 /// Encoded messages that wait to be published, in batches.
 #[derive(Debug, Default)]
-pub struct BatchBuilder {
+pub(crate) struct BatchBuilder {
     /// Batches of the full size.
     pub(super) full: VecDeque<Frames>,
     pub(super) bytes: Vec<u8>,
@@ -232,7 +231,7 @@ pub(super) const MAX_BATCH_BYTES: usize = 16 * 1024;
 
 impl BatchBuilder {
     /// Takes the oldest batch.
-    pub fn take(&mut self) -> Option<Frames> {
+    pub(crate) fn take(&mut self) -> Option<Frames> {
         self.full
             .pop_front()
             .or_else(|| (!self.marks.is_empty()).then(|| self.cut()))

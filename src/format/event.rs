@@ -11,7 +11,7 @@ use crate::message::Kind;
 /// An event of a room, for the formats that carry ids.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// The first event.
     Welcome {
         /// The greeting; may be empty.
@@ -48,7 +48,7 @@ pub enum Event<'a> {
 }
 
 /// The messages of `batch`, in order.
-pub fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
+pub(crate) fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
     let time = humantime::format_rfc3339_millis(batch.time()).to_string();
     batch
         .seqs()

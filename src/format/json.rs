@@ -5,14 +5,14 @@ use crate::message::Kind;
 use crate::protocol::frame;
 
 /// The subprotocol of the JSON format, as `Sec-WebSocket-Protocol` names it.
-pub const JSON_PROTOCOL: &str = "wscast.v1.json";
+pub(crate) const JSON_PROTOCOL: &str = "wscast.v1.json";
 
 /// Appends `event` as one WebSocket text message.
-pub fn encode(event: &Event<'_>, frames: &mut Vec<u8>) {
+pub(crate) fn encode(event: &Event<'_>, frames: &mut Vec<u8>) {
     frame::encode(Kind::Text, "", to_string(event).as_bytes(), frames);
 }
 
 /// `event` as a JSON object on one line.
-pub fn to_string(event: &Event<'_>) -> String {
+pub(crate) fn to_string(event: &Event<'_>) -> String {
     serde_json::to_string(event).expect("an event has string keys, and a String takes every write")
 }

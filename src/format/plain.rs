@@ -9,14 +9,14 @@ use crate::protocol::frame;
 
 /// The plain format: a greeting, then each text behind a prefix and each binary message as it is.
 #[derive(Debug)]
-pub struct Plain {
+pub(crate) struct Plain {
     greeting: Option<Bytes>,
     prefix: String,
 }
 
 impl Plain {
     /// The format with the texts of `config`.
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         let mut greeting = Vec::new();
         if !config.service.welcome().is_empty() {
             frame::encode(
@@ -33,13 +33,13 @@ impl Plain {
     }
 
     /// The frame that greets a client, unless the text is empty.
-    pub fn greeting(&self) -> Option<Bytes> {
+    pub(crate) fn greeting(&self) -> Option<Bytes> {
         self.greeting.clone()
     }
 
     /// Encodes a message as one unfragmented frame, at the end of `builder`; this is the only copy of
     /// its payload.
-    pub fn encode(&self, kind: Kind, payload: &[u8], builder: &mut BatchBuilder) {
+    pub(crate) fn encode(&self, kind: Kind, payload: &[u8], builder: &mut BatchBuilder) {
         builder.begin();
         let prefix = match kind {
             Kind::Text => &self.prefix,

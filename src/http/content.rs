@@ -11,7 +11,7 @@ use crate::message::Kind;
 
 /// The kind and charset of a body, from the head of its request.
 #[derive(Debug)]
-pub struct Content {
+pub(crate) struct Content {
     /// `None` if the body itself decides: text if it is UTF-8, else binary.
     kind: Option<Kind>,
     charset: &'static Encoding,
@@ -22,7 +22,7 @@ impl Content {
     ///
     /// # Errors
     /// A [`Refusal`] of an encoding or charset that is not supported.
-    pub fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         check_codings(headers)?;
         let content_type = headers.get(header::CONTENT_TYPE);
         let content_type = content_type.and_then(|it| it.to_str().ok());
@@ -47,7 +47,7 @@ impl Content {
     ///
     /// # Errors
     /// A [`Refusal`] of a text that is not in its charset.
-    pub fn message<'a>(&self, body: &'a [u8]) -> Result<(Kind, Cow<'a, [u8]>), Refusal> {
+    pub(crate) fn message<'a>(&self, body: &'a [u8]) -> Result<(Kind, Cow<'a, [u8]>), Refusal> {
         if self.kind == Some(Kind::Binary) {
             return Ok((Kind::Binary, body.into()));
         }

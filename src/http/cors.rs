@@ -6,11 +6,11 @@ use hyper::{Response, StatusCode};
 
 /// The origin that may read the answer, if a web page sent the request (Fetch, section 3.3).
 #[derive(Debug)]
-pub struct Cors(pub Option<HeaderValue>);
+pub(crate) struct Cors(pub(crate) Option<HeaderValue>);
 
 impl Cors {
     /// A response that the origin may read.
-    pub fn response(&self) -> Builder {
+    pub(crate) fn response(&self) -> Builder {
         let headers = self.headers().into_iter();
         headers.fold(Response::builder(), |response, (name, value)| {
             response.header(name, value)
@@ -18,7 +18,7 @@ impl Cors {
     }
 
     /// The header fields that allow the origin to read a response.
-    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+    pub(crate) fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let Some(origin) = &self.0 else {
             return Vec::new();
         };
@@ -30,7 +30,7 @@ impl Cors {
 }
 
 /// The answer to `OPTIONS`.
-pub fn options(response: Builder, allowed: &'static str) -> Builder {
+pub(crate) fn options(response: Builder, allowed: &'static str) -> Builder {
     response
         .status(StatusCode::NO_CONTENT)
         .header(header::ALLOW, allowed)
@@ -38,7 +38,7 @@ pub fn options(response: Builder, allowed: &'static str) -> Builder {
 }
 
 /// Adds the answer to a preflight: what a web page may send (Fetch, section 3.3.2).
-pub fn preflight(response: Builder) -> Builder {
+pub(crate) fn preflight(response: Builder) -> Builder {
     response
         .header(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")
         .header(

@@ -38,7 +38,7 @@ use crate::transport::write::linger;
 
 /// What all HTTP exchanges of a server share.
 #[derive(Debug, Clone)]
-pub struct Http {
+pub(crate) struct Http {
     routes: Arc<Routes>,
     refusals: Arc<RefusalLog>,
     open_timeout: Duration,
@@ -48,22 +48,22 @@ pub struct Http {
 
 /// The connection of a client that has joined a room.
 #[derive(Debug)]
-pub struct Upgraded<S> {
+pub(crate) struct Upgraded<S> {
     /// The stream: of a WebSocket behind the 101, of an event stream before the head of the answer.
-    pub stream: S,
+    pub(crate) stream: S,
     /// What was read behind the request.
-    pub ahead: Vec<u8>,
+    pub(crate) ahead: Vec<u8>,
     /// The head of the answer, if it is still to be written.
-    pub head: Bytes,
+    pub(crate) head: Bytes,
     /// The name of the room.
-    pub room: String,
+    pub(crate) room: String,
     /// The client's membership of the room.
-    pub membership: Membership,
+    pub(crate) membership: Membership,
 }
 
 impl Http {
     /// Answers by `routes`, and refuses new requests once `draining` is cancelled.
-    pub fn new(
+    pub(crate) fn new(
         routes: Arc<Routes>,
         open_timeout: Duration,
         close_timeout: Duration,
@@ -81,7 +81,7 @@ impl Http {
     /// Serves one request of `peer`, which has to be complete within `--open-timeout`; returns the
     /// connection if the client has joined a room, and closes it otherwise. A connection without a
     /// permit of `--max-connections` has an `eviction`: it cannot join, and is evicted once that ends.
-    pub async fn serve<S>(
+    pub(crate) async fn serve<S>(
         self,
         stream: S,
         peer: SocketAddr,

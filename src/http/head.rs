@@ -5,10 +5,10 @@ use hyper::StatusCode;
 use super::refusal::Refusal;
 
 /// The most bytes of the head of a request.
-pub const HEAD_MAX: usize = 16 * 1024;
+pub(crate) const HEAD_MAX: usize = 16 * 1024;
 
 /// What is wrong with a head that hyper refuses without a reason.
-pub fn explain(head: &[u8], is_too_large: bool) -> Refusal {
+pub(crate) fn explain(head: &[u8], is_too_large: bool) -> Refusal {
     let lines = head.split(|it| *it == b'\n').map(<[u8]>::trim_ascii);
     let fields = lines.skip(1).take_while(|line| !line.is_empty());
     let fields = fields.filter_map(|line| str::from_utf8(line).ok()?.split_once(':'));

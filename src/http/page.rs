@@ -45,7 +45,7 @@ fn source_hash(element: &str) -> String {
 
 /// The answer to a request for the page: 200, or 304 where `If-None-Match` names what would be sent
 /// (RFC 9110, section 13.1.2).
-pub fn respond(request: &HeaderMap) -> http::Result<Response<Body>> {
+pub(crate) fn respond(request: &HeaderMap) -> http::Result<Response<Body>> {
     let response = Response::builder()
         .header(header::ETAG, &*ETAG)
         // Stored, and revalidated each time: a new server may have a new page.

@@ -9,7 +9,7 @@ use super::response::{Body, NO_SNIFFING, TEXT, whole};
 
 /// A 4xx or 5xx answer with the reason in one line.
 #[derive(Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     reason: Cow<'static, str>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -18,7 +18,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with this status and reason. Text of a peer in the reason has to be an excerpt, and
     /// escaped.
-    pub fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
             reason: reason.into(),
@@ -27,28 +27,28 @@ impl Refusal {
     }
 
     /// 400: the request is malformed.
-    pub fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, reason)
     }
 
     /// 501: the transfer coding is not supported (RFC 9112, section 6.1).
-    pub fn transfer_coding() -> Self {
+    pub(crate) fn transfer_coding() -> Self {
         let reason = "of the transfer codings only chunked is understood";
         Self::new(StatusCode::NOT_IMPLEMENTED, reason)
     }
 
     /// 503: try again in a second.
-    pub fn unavailable(reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn unavailable(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")
     }
 
     /// The same with one more header field.
-    pub fn with(self, name: HeaderName, value: &'static str) -> Self {
+    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Self {
         self.with_all([(name, HeaderValue::from_static(value))])
     }
 
     /// The same with more header fields.
-    pub fn with_all(
+    pub(crate) fn with_all(
         mut self,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
     ) -> Self {
@@ -57,17 +57,17 @@ impl Refusal {
     }
 
     /// The status.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
     /// The reason, in one line.
-    pub fn reason(&self) -> &str {
+    pub(crate) fn reason(&self) -> &str {
         &self.reason
     }
 
     /// The body.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         format!("{}\n", self.reason)
     }
 
@@ -75,7 +75,7 @@ impl Refusal {
     ///
     /// # Errors
     /// Those of the builder, which valid header fields do not cause.
-    pub fn response(&self) -> hyper::http::Result<Response<Body>> {
+    pub(crate) fn response(&self) -> hyper::http::Result<Response<Body>> {
         let line = self.line();
         let mut response = Response::builder()
             .status(self.status)

@@ -20,7 +20,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// Logs refusals: a flood of them costs a few lines a second.
 #[derive(Debug, Default)]
-pub struct RefusalLog {
+pub(crate) struct RefusalLog {
     /// How many there are in the current window; at most one entry for each status.
     counts: Mutex<HashMap<StatusCode, u64>>,
 }
@@ -28,7 +28,12 @@ pub struct RefusalLog {
 impl RefusalLog {
     /// Logs a refusal of `peer`; or, after several with its status, counts it for a line within a
     /// second. `request` is its method and path, as the peer sent them.
-    pub fn record(self: &Arc<Self>, refusal: &Refusal, peer: SocketAddr, request: Option<&str>) {
+    pub(crate) fn record(
+        self: &Arc<Self>,
+        refusal: &Refusal,
+        peer: SocketAddr,
+        request: Option<&str>,
+    ) {
         let status = refusal.status();
         let count = {
             let mut counts = self.counts.lock();

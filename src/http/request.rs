@@ -20,7 +20,7 @@ const RECEIPT_WAIT: Duration = Duration::from_secs(10);
 
 /// What a GET of a room's path is for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Resource {
+pub(crate) enum Resource {
     /// A WebSocket.
     WebSocket,
     /// Server-Sent Events.
@@ -32,7 +32,7 @@ pub enum Resource {
 }
 
 /// The resource that a GET or HEAD is for.
-pub fn resource_of(request: &Request<Incoming>) -> Resource {
+pub(crate) fn resource_of(request: &Request<Incoming>) -> Resource {
     let headers = request.headers();
     if has_token(headers, header::UPGRADE, "websocket") {
         Resource::WebSocket
@@ -46,7 +46,7 @@ pub fn resource_of(request: &Request<Incoming>) -> Resource {
 }
 
 /// Whether a browser asks if a web page may send a request (Fetch, section 3.3.2).
-pub fn is_preflight(headers: &HeaderMap) -> bool {
+pub(crate) fn is_preflight(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN)
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
@@ -55,7 +55,7 @@ pub fn is_preflight(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// A [`Refusal`] where `Host` is missing, repeated or malformed.
-pub fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
+pub(crate) fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok(),
@@ -76,7 +76,7 @@ pub fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
 ///
 /// # Errors
 /// A [`Refusal`] of a path that names no room.
-pub fn room_of(path: &str) -> Result<RoomName, Refusal> {
+pub(crate) fn room_of(path: &str) -> Result<RoomName, Refusal> {
     path.parse().map_err(|error: NotARoom| {
         let status = match error {
             NotARoom::NoPath => StatusCode::BAD_REQUEST,
@@ -89,16 +89,16 @@ pub fn room_of(path: &str) -> Result<RoomName, Refusal> {
 
 /// The query of a request: `since`, `limit`, `wait`, `timeout`, `history`; others are ignored.
 #[derive(Debug)]
-pub struct Query<'a>(pub &'a str);
+pub(crate) struct Query<'a>(pub &'a str);
 
 impl<'a> Query<'a> {
     /// That of `request`.
-    pub fn of(request: &'a Request<Incoming>) -> Self {
+    pub(crate) fn of(request: &'a Request<Incoming>) -> Self {
         Self(request.uri().query().unwrap_or_default())
     }
 
     /// The value of `name`.
-    pub fn get(&self, name: &str) -> Option<Cow<'a, str>> {
+    pub(crate) fn get(&self, name: &str) -> Option<Cow<'a, str>> {
         form_urlencoded::parse(self.0.as_bytes())
             .find(|(it, _)| it == name)
             .map(|(_, value)| value)
@@ -108,7 +108,7 @@ impl<'a> Query<'a> {
     ///
     /// # Errors
     /// A [`Refusal`] where `limit` is not a number from 1.
-    pub fn limit(&self) -> Result<usize, Refusal> {
+    pub(crate) fn limit(&self) -> Result<usize, Refusal> {
         match self.get("limit").map(|limit| limit.parse()) {
             None => Ok(usize::MAX),
             Some(Ok(limit)) if limit > 0 => Ok(limit),
@@ -120,7 +120,7 @@ impl<'a> Query<'a> {
     ///
     /// # Errors
     /// A [`Refusal`] of an unknown `wait`, or of a `timeout` that is malformed or too long.
-    pub fn wait(&self) -> Result<Option<Duration>, Refusal> {
+    pub(crate) fn wait(&self) -> Result<Option<Duration>, Refusal> {
         match self.get("wait").as_deref() {
             None => return Ok(None),
             Some("delivered") => {}
@@ -143,7 +143,7 @@ impl<'a> Query<'a> {
 ///
 /// # Errors
 /// A [`Refusal`] where `since` is not an id.
-pub fn since(request: &Request<Incoming>) -> Result<Option<MessageId>, Refusal> {
+pub(crate) fn since(request: &Request<Incoming>) -> Result<Option<MessageId>, Refusal> {
     let last = request.headers().get("last-event-id");
     let last = last.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
     if let Some(last) = last {

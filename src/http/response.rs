@@ -10,24 +10,24 @@ use hyper::http::response::Builder;
 use hyper::{Response, http};
 
 /// The body of a response.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// A body that is complete.
-pub fn whole(text: impl Into<Bytes>) -> Body {
+pub(crate) fn whole(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed_unsync()
 }
 
 /// Browsers must not take a body for another type, such as a page.
-pub const NO_SNIFFING: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+pub(crate) const NO_SNIFFING: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
 
 /// The type of a plain text body.
-pub const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A JSON response that is not to be cached.
 ///
 /// # Errors
 /// Those of `builder`.
-pub fn respond_json(builder: Builder, body: Body) -> http::Result<Response<Body>> {
+pub(crate) fn respond_json(builder: Builder, body: Body) -> http::Result<Response<Body>> {
     builder
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::CACHE_CONTROL, "no-store")

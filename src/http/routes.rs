@@ -31,7 +31,7 @@ const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Everything that answers depend on.
 #[derive(Debug)]
-pub struct Routes {
+pub(crate) struct Routes {
     pub(super) config: Arc<Config>,
     pub(super) hub: Arc<Hub>,
     pub(super) incoming: Arc<AllIncoming>,
@@ -41,7 +41,7 @@ pub struct Routes {
 
 /// The answer to a request.
 #[derive(Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// A response, which ends the exchange.
     Response(hyper::http::Result<Response<Body>>),
     /// The client has joined a room.
@@ -50,20 +50,20 @@ pub enum Answer {
 
 /// A client that has joined a room, and the head of its answer.
 #[derive(Debug)]
-pub struct Join {
+pub(crate) struct Join {
     /// The head of the answer; its body is empty.
-    pub response: hyper::http::Result<Response<Body>>,
+    pub(crate) response: hyper::http::Result<Response<Body>>,
     /// The name of the room.
-    pub room: String,
+    pub(crate) room: String,
     /// The client's membership of the room.
-    pub membership: Membership,
+    pub(crate) membership: Membership,
     /// An excerpt of the unknown subprotocols that it offers, if any.
-    pub unknown_protocols: Option<String>,
+    pub(crate) unknown_protocols: Option<String>,
 }
 
 impl Routes {
     /// Routes to the rooms of `hub`, for requests that `admission` allows.
-    pub fn new(
+    pub(crate) fn new(
         config: Arc<Config>,
         hub: Arc<Hub>,
         incoming: Arc<AllIncoming>,
@@ -84,7 +84,7 @@ impl Routes {
     ///
     /// # Errors
     /// A [`Refusal`], which is then the answer.
-    pub async fn answer(
+    pub(crate) async fn answer(
         &self,
         request: Request<Incoming>,
         has_permit: bool,

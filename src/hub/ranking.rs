@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// An item that has a size and stores its rank for a [`Ranking`].
-pub trait Ranked {
+pub(crate) trait Ranked {
     /// The current size.
     fn bytes(&self) -> usize;
 
@@ -18,7 +18,7 @@ pub trait Ranked {
 /// A rank is a size with a margin above it, so that a growing item is [ranked](Self::rank) anew only now
 /// and then. A shrinking item keeps its rank until it comes up as the largest.
 #[derive(Debug)]
-pub struct Ranking<T> {
+pub(crate) struct Ranking<T> {
     /// By rank and address.
     by_rank: BTreeMap<(usize, usize), Arc<T>>,
 }
@@ -38,12 +38,12 @@ impl<T> Default for Ranking<T> {
 
 impl<T: Ranked> Ranking<T> {
     /// Whether `it` is larger than its rank, and must be [ranked](Self::rank) anew.
-    pub fn is_outgrown(it: &T) -> bool {
+    pub(crate) fn is_outgrown(it: &T) -> bool {
         it.bytes() > it.rank().load(Ordering::Relaxed)
     }
 
     /// Ranks `it` by its current size; an item of size 0 is removed.
-    pub fn rank(&mut self, it: &Arc<T>) {
+    pub(crate) fn rank(&mut self, it: &Arc<T>) {
         self.remove(it);
         let bytes = it.bytes();
         if bytes > 0 {
@@ -54,13 +54,13 @@ impl<T: Ranked> Ranking<T> {
     }
 
     /// Removes `it`.
-    pub fn remove(&mut self, it: &Arc<T>) {
+    pub(crate) fn remove(&mut self, it: &Arc<T>) {
         let rank = it.rank().swap(0, Ordering::Relaxed);
         self.by_rank.remove(&(rank, address(it)));
     }
 
     /// One of the largest: none is larger by more than a quarter.
-    pub fn largest(&mut self) -> Option<Arc<T>> {
+    pub(crate) fn largest(&mut self) -> Option<Arc<T>> {
         loop {
             let ((rank, _), it) = self.by_rank.last_key_value()?;
             let (rank, it, bytes) = (*rank, it.clone(), it.bytes());

@@ -18,7 +18,7 @@ const ANSWERS_MAX: usize = 4 * 1024;
 
 /// What the decoder passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Received<'a> {
+pub(crate) enum Received<'a> {
     /// A message of this kind and payload.
     Message(Kind, &'a [u8]),
     /// The payload of a pong.
@@ -30,7 +30,7 @@ pub enum Received<'a> {
 /// The fast path decodes whole data frames in place, and control frames are answered. Fragments and
 /// violations go to the slow path.
 #[derive(Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     fast_path: FastPath,
     /// Allocated only while it holds something: most clients rarely need it.
     pending: Option<Box<Pending>>,
@@ -54,7 +54,7 @@ struct Pending {
 
 impl Decoder {
     /// Decodes messages of at most `max_message` bytes.
-    pub fn new(max_message: usize) -> Self {
+    pub(crate) fn new(max_message: usize) -> Self {
         Self {
             fast_path: FastPath::new(max_message),
             pending: None,
@@ -62,18 +62,18 @@ impl Decoder {
     }
 
     /// Whether nothing is incomplete, and nothing waits to be taken.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_none()
     }
 
     /// The beginning of an incomplete frame, to be put before the bytes that come next.
-    pub fn kept(&self) -> &[u8] {
+    pub(crate) fn kept(&self) -> &[u8] {
         self.pending.as_ref().map_or(&[], |it| &it.kept)
     }
 
     /// Of an incomplete message, the bytes that are held, and those that it still needs (a bound, where
     /// the number is not known). `None` between messages.
-    pub fn unfinished(&self) -> Option<(usize, u64)> {
+    pub(crate) fn unfinished(&self) -> Option<(usize, u64)> {
         let pending = self.pending.as_deref()?;
         let held = self.fast_path.held() + pending.kept.len();
         if pending.ended.is_some() || (held == 0 && self.fast_path.is_between_messages()) {
@@ -87,7 +87,7 @@ impl Decoder {
     }
 
     /// Passes the messages and pongs in `bytes` to `sink`, in order.
-    pub fn decode(&mut self, bytes: &mut [u8], sink: &mut impl FnMut(Received<'_>)) {
+    pub(crate) fn decode(&mut self, bytes: &mut [u8], sink: &mut impl FnMut(Received<'_>)) {
         if let Some(pending) = &mut self.pending {
             pending.kept = Vec::new();
         }
@@ -142,29 +142,29 @@ impl Decoder {
     }
 
     /// Why nothing more is decoded, once.
-    pub fn take_end(&mut self) -> Option<Disconnect> {
+    pub(crate) fn take_end(&mut self) -> Option<Disconnect> {
         self.pending.as_mut()?.ended.take()
     }
 
     /// Ends the decoding because of `why`, unless it has ended before.
-    pub fn end(&mut self, why: Disconnect) {
+    pub(crate) fn end(&mut self, why: Disconnect) {
         self.pending().ended.get_or_insert(why);
     }
 
     /// Whether it has ended: nothing more is decoded.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.pending.as_ref().is_some_and(|it| it.ended.is_some())
     }
 
     /// Answers to be written before anything else, if there are any; the writer removes them.
-    pub fn answers(&mut self) -> Option<&mut Vec<u8>> {
+    pub(crate) fn answers(&mut self) -> Option<&mut Vec<u8>> {
         self.release();
         let answers = self.pending.as_mut()?.answers.next();
         (!answers.is_empty()).then_some(answers)
     }
 
     /// Adds a close frame as the last answer: `frame`, or else the answer to the client's own.
-    pub fn close(&mut self, frame: Option<CloseFrame>) {
+    pub(crate) fn close(&mut self, frame: Option<CloseFrame>) {
         let pending = self.pending();
         let echo = pending.echo.take();
         let frame = frame.map(|frame| Frame::close(Some(frame))).or(echo);
@@ -174,7 +174,7 @@ impl Decoder {
     }
 
     /// Drops the incomplete message; nothing can be decoded after that.
-    pub fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         let pending = self.pending();
         pending.slow_path = None;
         pending.kept = Vec::new();

@@ -7,7 +7,7 @@ use crate::message::Kind;
 
 /// What comes next in the bytes of a client.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// A whole message: the range of its payload, unmasked, and the length of its frame.
     Message(Kind, Range<usize>, usize),
     /// A whole control frame, likewise.
@@ -32,7 +32,7 @@ pub enum Next {
 /// Of all other frames (RFC 6455, section 5.2) it finds the beginning and the length; tungstenite
 /// decodes them. It cuts long frames into parts, so that tungstenite holds no more than the message.
 #[derive(Debug)]
-pub struct FastPath {
+pub(crate) struct FastPath {
     max_message: u64,
     /// The rest of a data frame that is passed on in parts.
     rest: Option<Rest>,
@@ -52,14 +52,14 @@ struct Rest {
 }
 
 /// The longest incomplete data frame that is buffered; a longer one is passed on in parts.
-pub const PARTIAL_MAX: usize = 64 * 1024;
+pub(crate) const PARTIAL_MAX: usize = 64 * 1024;
 
 /// The longest payload of a part: tungstenite holds a copy of it beside the message.
 const PART_MAX: usize = 64 * 1024;
 
 impl FastPath {
     /// Begins at the first frame of a connection.
-    pub fn new(max_message: usize) -> Self {
+    pub(crate) fn new(max_message: usize) -> Self {
         Self {
             max_message: max_message as u64,
             rest: None,
@@ -69,7 +69,7 @@ impl FastPath {
     }
 
     /// Decodes what comes next; `bytes` begin behind what it returned before.
-    pub fn next(&mut self, bytes: &mut [u8]) -> Next {
+    pub(crate) fn next(&mut self, bytes: &mut [u8]) -> Next {
         match self.whole_message(bytes) {
             Some(message) => message,
             None => self.other(bytes),
@@ -187,23 +187,23 @@ impl FastPath {
     }
 
     /// The longest message that is allowed, in bytes.
-    pub fn max_message(&self) -> usize {
+    pub(crate) fn max_message(&self) -> usize {
         self.max_message as usize
     }
 
     /// Whether the next byte begins a message.
-    pub fn is_between_messages(&self) -> bool {
+    pub(crate) fn is_between_messages(&self) -> bool {
         !self.fragmented
     }
 
     /// Bytes that tungstenite holds of a message that is not complete.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.held as usize
     }
 
     /// Bytes that the incomplete message in the slow path still needs; their upper bound, while its last
     /// fragment has not begun.
-    pub fn missing(&self) -> u64 {
+    pub(crate) fn missing(&self) -> u64 {
         match self.rest {
             Some(rest) if rest.first & FIN != 0 => rest.length,
             _ => self.max_message - self.held,
@@ -213,7 +213,7 @@ impl FastPath {
 
 /// The header of a part of a frame, as tungstenite gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PartHeader {
+pub(crate) struct PartHeader {
     first: u8,
     mask: [u8; 4],
     length: usize,
@@ -221,7 +221,7 @@ pub struct PartHeader {
 
 impl PartHeader {
     /// Appends it (RFC 6455, section 5.2).
-    pub fn write(&self, frame: &mut Vec<u8>) {
+    pub(crate) fn write(&self, frame: &mut Vec<u8>) {
         frame.extend([self.first, 0x80 | 127]);
         frame.extend((self.length as u64).to_be_bytes());
         frame.extend(self.mask);

@@ -8,14 +8,14 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use crate::message::Kind;
 
 /// The last frame of a message, or the only one.
-pub const FIN: u8 = 0x80;
+pub(crate) const FIN: u8 = 0x80;
 
 /// The longest payload of a control frame (RFC 6455, section 5.5).
-pub const CONTROL_MAX: u64 = 125;
+pub(crate) const CONTROL_MAX: u64 = 125;
 
 /// The control frames of RFC 6455, section 5.5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
+pub(crate) enum Control {
     /// Must be answered with a pong.
     Ping,
     /// Answers a ping, or is unsolicited.
@@ -34,20 +34,20 @@ fn first_byte(kind: Kind) -> u8 {
 
 /// The header of a frame.
 #[derive(Debug)]
-pub struct Header {
+pub(crate) struct Header {
     /// FIN, reserved bits and opcode.
-    pub first: u8,
+    pub(crate) first: u8,
     /// The mask of the payload, if it is masked.
-    pub mask: Option<[u8; 4]>,
+    pub(crate) mask: Option<[u8; 4]>,
     /// Bytes of the header itself.
-    pub length: u64,
+    pub(crate) length: u64,
     /// Bytes of the payload.
-    pub payload: u64,
+    pub(crate) payload: u64,
 }
 
 impl Header {
     /// Reads the header at the beginning of `bytes`, if it is complete.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let [first, second, rest @ ..] = bytes else {
             return None;
         };
@@ -75,23 +75,23 @@ impl Header {
     }
 
     /// Whether it ends its message.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         self.first & FIN != 0
     }
 
     /// The kind of its message, if the frame is the whole message.
-    pub fn message(&self) -> Option<Kind> {
+    pub(crate) fn message(&self) -> Option<Kind> {
         let kinds = [Kind::Text, Kind::Binary];
         kinds.into_iter().find(|it| first_byte(*it) == self.first)
     }
 
     /// Whether its opcode is reserved (RFC 6455, section 5.2).
-    pub fn is_reserved(&self) -> bool {
+    pub(crate) fn is_reserved(&self) -> bool {
         matches!(self.first & 0x0f, 0x3..=0x7 | 0xb..=0xf)
     }
 
     /// Which valid control frame it is, if any.
-    pub fn control(&self) -> Option<Control> {
+    pub(crate) fn control(&self) -> Option<Control> {
         match self.first {
             0x88 if self.payload <= CONTROL_MAX => Some(Control::Close),
             0x89 if self.payload <= CONTROL_MAX => Some(Control::Ping),
@@ -102,7 +102,7 @@ impl Header {
 
     /// Whether it is a data frame that is allowed here: a continuation frame amid fragments, else the
     /// first frame of a message.
-    pub fn is_data(&self, amid_fragments: bool) -> bool {
+    pub(crate) fn is_data(&self, amid_fragments: bool) -> bool {
         match self.first & !FIN {
             0 => amid_fragments,
             1 | 2 => !amid_fragments,
@@ -113,7 +113,7 @@ impl Header {
 
 /// Masks or unmasks a payload (RFC 6455, section 5.3), by words that the compiler can vectorize;
 /// returns whether the result is ASCII, as most texts are: the check on the way costs nothing.
-pub fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
+pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
     let half = u64::from(u32::from_ne_bytes(mask));
     let mask_word = half << 32 | half;
     let mut all_bits = 0;
@@ -131,7 +131,7 @@ pub fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
 }
 
 /// A ping whose payload is the id of the last message written before it; empty if there is none.
-pub fn ping(written: Option<impl Display>) -> Bytes {
+pub(crate) fn ping(written: Option<impl Display>) -> Bytes {
     let payload = written.map(|id| id.to_string()).unwrap_or_default();
     let mut frame = Vec::with_capacity(2 + payload.len());
     Frame::ping(payload)
@@ -143,7 +143,7 @@ pub fn ping(written: Option<impl Display>) -> Bytes {
 /// Appends one unmasked frame (RFC 6455, section 5.2) whose payload is `prefix`, then `payload`.
 ///
 /// Every message passes through it, and tungstenite's own writer costs twice as much.
-pub fn encode(kind: Kind, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
+pub(crate) fn encode(kind: Kind, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
     let first = first_byte(kind);
     let length = prefix.len() + payload.len();
     match length {

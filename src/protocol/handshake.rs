@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Why a request is not an opening handshake.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// Its version is not 13.
     #[error("use WebSocket version 13")]
     Version,
@@ -34,7 +34,7 @@ static KEY: LazyLock<Encoding> = LazyLock::new(|| {
 ///
 /// # Errors
 /// [`HandshakeError`].
-pub fn check(request: &Request<impl Body>) -> Result<String, HandshakeError> {
+pub(crate) fn check(request: &Request<impl Body>) -> Result<String, HandshakeError> {
     let headers = request.headers();
     if request.version() != Version::HTTP_11 {
         return Err(HandshakeError::Malformed(
@@ -72,7 +72,7 @@ pub fn check(request: &Request<impl Body>) -> Result<String, HandshakeError> {
 }
 
 /// The tokens of a header that is a list of them, without their parameters.
-pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+pub(crate) fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
         .iter()
@@ -83,6 +83,6 @@ pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &st
 }
 
 /// Whether a header that is a list of tokens has `token` among them, in any case.
-pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+pub(crate) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
 }

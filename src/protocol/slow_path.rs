@@ -21,11 +21,11 @@ const READ_BUFFER: usize = 4096;
 
 /// A WebSocket over bytes in memory; it exists while a message is incomplete.
 #[derive(Debug)]
-pub struct SlowPath(WebSocketStream<Input>);
+pub(crate) struct SlowPath(WebSocketStream<Input>);
 
 impl SlowPath {
     /// Decodes messages of at most `max_message` bytes.
-    pub fn new(max_message: usize) -> Self {
+    pub(crate) fn new(max_message: usize) -> Self {
         let limits = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(max_message))
@@ -35,7 +35,7 @@ impl SlowPath {
     }
 
     /// Passes the messages that `bytes` complete to `sink`; returns the reason if no more can follow.
-    pub fn decode(
+    pub(crate) fn decode(
         &mut self,
         bytes: Vec<u8>,
         sink: &mut impl FnMut(Received<'_>),

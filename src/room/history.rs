@@ -12,7 +12,7 @@ use crate::format::Batch;
 ///
 /// It retains whole batches: the memory of one is freed with its last message.
 #[derive(Debug)]
-pub struct History {
+pub(crate) struct History {
     batches: VecDeque<Arc<Batch>>,
     /// Bound of the replay for new clients.
     limit: Limit,
@@ -43,7 +43,7 @@ const KEPT_SLOTS: usize = 64;
 impl History {
     /// An empty history that replays at most `messages` and `bytes`, and retains `behind_bytes` more
     /// while a client needs them.
-    pub fn new(messages: usize, bytes: usize, behind_bytes: usize) -> Self {
+    pub(crate) fn new(messages: usize, bytes: usize, behind_bytes: usize) -> Self {
         let messages = if bytes == 0 { 0 } else { messages as u64 };
         Self {
             batches: VecDeque::new(),
@@ -59,27 +59,27 @@ impl History {
 
     /// Sequence number of the oldest message for new clients; that of the next message where there is
     /// none.
-    pub fn replay_from(&self) -> u64 {
+    pub(crate) fn replay_from(&self) -> u64 {
         self.replay_from
     }
 
     /// Sequence number of the oldest message in memory.
-    pub fn retained_from(&self) -> u64 {
+    pub(crate) fn retained_from(&self) -> u64 {
         self.retained_from
     }
 
     /// Sequence number of the next message.
-    pub fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
     /// Bytes of memory of all batches.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Appends the next batch, and [evicts](Self::evict) what no longer fits.
-    pub fn push(&mut self, batch: &Arc<Batch>, needed: Option<u64>) {
+    pub(crate) fn push(&mut self, batch: &Arc<Batch>, needed: Option<u64>) {
         debug_assert_eq!(batch.seqs().start, self.next);
         self.next = batch.seqs().end;
         if self.limit.messages == 0 && self.batches.is_empty() && needed.is_none() {
@@ -96,7 +96,7 @@ impl History {
 
     /// Evicts the oldest messages beyond the bounds; those from `needed` on are retained within
     /// `behind_bytes`.
-    pub fn evict(&mut self, needed: Option<u64>) {
+    pub(crate) fn evict(&mut self, needed: Option<u64>) {
         self.trim_replay();
         let needed = needed.unwrap_or(self.replay_from).min(self.replay_from);
         while let Some(batch) = self.batches.front()
@@ -115,7 +115,7 @@ impl History {
     }
 
     /// Evicts the oldest batches until the others take at most `bytes` of memory.
-    pub fn trim_to(&mut self, bytes: usize) {
+    pub(crate) fn trim_to(&mut self, bytes: usize) {
         while self.bytes > bytes {
             self.evict_batch();
         }
@@ -123,7 +123,7 @@ impl History {
     }
 
     /// The batches from sequence number `seq` on, oldest first; the first may begin before `seq`.
-    pub fn batches_from(&self, seq: u64) -> impl Iterator<Item = &Arc<Batch>> {
+    pub(crate) fn batches_from(&self, seq: u64) -> impl Iterator<Item = &Arc<Batch>> {
         self.batches.range(self.position(seq)..)
     }
 
@@ -184,7 +184,8 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{Frames, Mark};
+    use crate::format::Frames;
+    use crate::format::batch::Mark;
     use crate::message::{Kind, MessageId};
     use proptest::prelude::*;
 

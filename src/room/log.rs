@@ -20,7 +20,7 @@ use crate::message::MessageId;
 /// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
 /// messages through its queue.
 #[derive(Debug)]
-pub struct Room {
+pub(crate) struct Room {
     pub(super) mode: Mode,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
@@ -56,24 +56,24 @@ pub(super) struct Member {
 
 /// How a client subscribes to a room.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Follow {
+pub(crate) struct Follow {
     /// The format of its events.
-    pub format: Format,
+    pub(crate) format: Format,
     /// The last message that it received before it reconnected, if it did.
-    pub since: Option<MessageId>,
+    pub(crate) since: Option<MessageId>,
 }
 
 /// Where a subscription starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Start {
+pub(crate) struct Start {
     /// Sequence number of its first message.
-    pub next: u64,
+    pub(crate) next: u64,
     /// The newest message of the room at the join, if there ever was one.
-    pub last: Option<MessageId>,
+    pub(crate) last: Option<MessageId>,
     /// Whether the subscription continues after the requested id without a gap.
-    pub resumed: bool,
+    pub(crate) resumed: bool,
     /// How many messages after that id are skipped; none where the id is not of this log.
-    pub missed: Option<u64>,
+    pub(crate) missed: Option<u64>,
 }
 
 impl Log {
@@ -114,11 +114,11 @@ impl Log {
 /// The room takes no more messages: the server is shutting down.
 #[derive(Debug, thiserror::Error)]
 #[error("the room is sealed")]
-pub struct Sealed;
+pub(crate) struct Sealed;
 
 impl Room {
     /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
-    pub fn new(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Self {
         let bound = Bound {
             messages: config.limits.max_queue,
             bytes: config.limits.max_queue_bytes.bytes(),
@@ -149,7 +149,7 @@ impl Room {
     ///
     /// # Errors
     /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
-    pub fn deliver(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
+    pub(crate) fn deliver(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
             return Err(Sealed);
@@ -178,7 +178,7 @@ impl Room {
     ///
     /// It starts after the id in `follow`, where all later messages are retained, and else with the
     /// whole replay.
-    pub fn subscribe(self: &Arc<Self>, follow: Follow) -> (Subscription, Start) {
+    pub(crate) fn subscribe(self: &Arc<Self>, follow: Follow) -> (Subscription, Start) {
         let mut log = self.log.lock();
         let start = log.start(follow.since);
         let joined_at = log.history.next();
@@ -211,7 +211,7 @@ impl Room {
 
     /// The batches that a client which joins with `since` would read, and where it starts; the first
     /// batch may begin before that.
-    pub fn history(&self, since: Option<MessageId>) -> (Vec<Arc<Batch>>, Start) {
+    pub(crate) fn history(&self, since: Option<MessageId>) -> (Vec<Arc<Batch>>, Start) {
         let log = self.log.lock();
         let start = log.start(since);
         (
@@ -222,7 +222,7 @@ impl Room {
 
     /// Requests a receipt from every client that joined before the message with the sequence number
     /// `seq` and can acknowledge.
-    pub fn ask_receipts(&self, seq: u64) -> Receipts {
+    pub(crate) fn ask_receipts(&self, seq: u64) -> Receipts {
         let log = self.log.lock();
         let (sender, answers) = mpsc::channel(log.registry.len().max(1));
         let mut clients = 0;
@@ -238,12 +238,12 @@ impl Room {
     }
 
     /// How many clients the room has.
-    pub fn clients(&self) -> usize {
+    pub(crate) fn clients(&self) -> usize {
         self.log.lock().registry.len()
     }
 
     /// Seals the log: no more messages. Its clients drain it, then are closed.
-    pub fn seal(&self) {
+    pub(crate) fn seal(&self) {
         let mut log = self.log.lock();
         log.sealed = true;
         log.registry
@@ -252,31 +252,31 @@ impl Room {
     }
 
     /// Whether the history retains no message.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let log = self.log.lock();
         log.history.retained_from() == log.history.next()
     }
 
     /// Evicts the oldest messages until the others take at most `bytes` of memory.
-    pub fn trim_to(&self, bytes: usize) {
+    pub(crate) fn trim_to(&self, bytes: usize) {
         let mut log = self.log.lock();
         log.history.trim_to(bytes);
         self.account(&log.history);
     }
 
     /// Subtracts the history from the total, before the room is dropped.
-    pub fn write_off(&self) {
+    pub(crate) fn write_off(&self) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         self.total.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Bytes of memory of the history.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// The rank that the hub assigns by these bytes; 0 for none.
-    pub fn rank(&self) -> &AtomicUsize {
+    pub(crate) fn rank(&self) -> &AtomicUsize {
         &self.rank
     }
 

@@ -9,14 +9,14 @@ use std::str::FromStr;
 /// contain are, and so is a `%` that begins no escape. There is no trailing slash, except in `/`. The
 /// rest is as sent: repeated slashes, `%2F`, dot segments.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RoomName(String);
+pub(crate) struct RoomName(String);
 
 /// The longest name of a room, in bytes.
 const MAX: usize = 1024;
 
 /// Why a path names no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotARoom {
+pub(crate) enum NotARoom {
     /// It is `*`, or empty.
     #[error("the path of a room begins with /")]
     NoPath,

@@ -15,20 +15,20 @@ use tokio::sync::mpsc;
 use crate::format::Batch;
 
 /// Queued batches, in order; a typical queue needs no allocation.
-pub type Batches = SmallVec<[Arc<Batch>; 2]>;
+pub(crate) type Batches = SmallVec<[Arc<Batch>; 2]>;
 
 /// The bound of one queue; an empty queue accepts a batch of any size.
 #[derive(Debug, Clone, Copy)]
-pub struct Bound {
+pub(crate) struct Bound {
     /// Number of messages.
-    pub messages: usize,
+    pub(crate) messages: usize,
     /// Bytes of their frames.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Bound {
     /// Whether the bound permits a queue of this size.
-    pub fn allows(self, messages: usize, bytes: usize) -> bool {
+    pub(crate) fn allows(self, messages: usize, bytes: usize) -> bool {
         messages <= self.messages && bytes <= self.bytes
     }
 }
@@ -37,18 +37,18 @@ impl Bound {
 ///
 /// It is live while the room sends to it. On overflow or seal the room stops: queued batches can still
 /// be received, and the rest is read from the history.
-pub fn channel() -> (Sender, Receiver) {
+pub(crate) fn channel() -> (Sender, Receiver) {
     let state = Arc::<Mutex<State>>::default();
     (Sender(state.clone()), Receiver(state))
 }
 
 /// The room's half.
 #[derive(Debug)]
-pub struct Sender(Arc<Mutex<State>>);
+pub(crate) struct Sender(Arc<Mutex<State>>);
 
 /// The client's half.
 #[derive(Debug)]
-pub struct Receiver(Arc<Mutex<State>>);
+pub(crate) struct Receiver(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -65,7 +65,7 @@ struct State {
 
 impl Sender {
     /// Queues a batch; on overflow, stops being live instead and returns false.
-    pub fn send(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
+    pub(crate) fn send(&self, batch: &Arc<Batch>, bound: Bound) -> bool {
         let mut state = self.0.lock();
         let messages = state.messages + batch.len();
         let bytes = state.bytes + batch.frame_bytes();
@@ -81,7 +81,7 @@ impl Sender {
     }
 
     /// Stops being live.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.0.lock();
         state.live = false;
         state.wake();
@@ -89,7 +89,7 @@ impl Sender {
 
     /// Requests a receipt, through `sender`, for all messages up to the sequence number `seq`; without
     /// one, `sender` is dropped when the client leaves.
-    pub fn ask_receipt(&self, seq: u64, sender: mpsc::Sender<()>) {
+    pub(crate) fn ask_receipt(&self, seq: u64, sender: mpsc::Sender<()>) {
         let mut state = self.0.lock();
         state.receipts.retain(|(_, sender)| !sender.is_closed());
         state.receipts.push((seq, sender));
@@ -100,13 +100,13 @@ impl Sender {
 
 impl Receiver {
     /// Makes the channel live.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.0.lock().live = true;
     }
 
     /// Swaps all queued batches with the empty `into`; while the channel is live, the task is woken for
     /// later ones, whether this receive was empty or not.
-    pub fn poll_recv(&self, cx: &mut Context<'_>, into: &mut Batches) -> Poll<Taken> {
+    pub(crate) fn poll_recv(&self, cx: &mut Context<'_>, into: &mut Batches) -> Poll<Taken> {
         debug_assert!(into.is_empty());
         let mut state = self.0.lock();
         if state.live
@@ -136,7 +136,7 @@ impl Receiver {
     }
 
     /// The client acknowledged all messages up to the sequence number `seq`.
-    pub fn acknowledge(&self, seq: u64) {
+    pub(crate) fn acknowledge(&self, seq: u64) {
         self.0.lock().receipts.retain(|(wanted, sender)| {
             if *wanted <= seq {
                 sender.try_send(()).ok();
@@ -146,20 +146,20 @@ impl Receiver {
     }
 
     /// Drops the requests for receipts of these messages: they were evicted before the client read them.
-    pub fn skip_receipts(&self, seqs: &Range<u64>) {
+    pub(crate) fn skip_receipts(&self, seqs: &Range<u64>) {
         let mut state = self.0.lock();
         state.receipts.retain(|(wanted, _)| !seqs.contains(wanted));
     }
 
     /// Drops all requests for receipts: the client has left.
-    pub fn drop_receipts(&self) {
+    pub(crate) fn drop_receipts(&self) {
         self.0.lock().receipts = Vec::new();
     }
 }
 
 /// The result of a receive.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// Everything queued.
     All {
         /// Whether a receipt is requested for the messages received so far.

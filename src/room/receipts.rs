@@ -7,20 +7,20 @@ use tokio::time::timeout;
 
 /// The receipts for one message.
 #[derive(Debug)]
-pub struct Receipts {
+pub(crate) struct Receipts {
     pub(super) clients: usize,
     pub(super) answers: mpsc::Receiver<()>,
 }
 
 impl Receipts {
     /// How many clients were in the room when it was published.
-    pub fn clients(&self) -> usize {
+    pub(crate) fn clients(&self) -> usize {
         self.clients
     }
 
     /// Waits until every client that can acknowledge has done so or left, at most for `limit`; returns
     /// how many acknowledged.
-    pub async fn collect(mut self, limit: Duration) -> usize {
+    pub(crate) async fn collect(mut self, limit: Duration) -> usize {
         let mut delivered = 0;
         let all = async {
             while self.answers.recv().await.is_some() {

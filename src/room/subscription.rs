@@ -17,7 +17,7 @@ use crate::message::MessageId;
 /// the step that reaches the end of the log makes the queue live under the same lock, so nothing is
 /// missed or repeated.
 #[derive(Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     pub(super) room: Arc<Room>,
     pub(super) receiver: Receiver,
     /// The key in the registry of the room; none after leaving.
@@ -56,7 +56,7 @@ impl Subscription {
     /// # Errors
     /// [`Disconnect::Behind`] when the next messages were evicted and the format has no gap event, and
     /// [`Disconnect::ShuttingDown`] at the end of a sealed log.
-    pub fn poll_next(
+    pub(crate) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
         frames: &mut Outbox,
@@ -84,7 +84,7 @@ impl Subscription {
     }
 
     /// Whether the last task is woken for later messages, so that it need not poll before that.
-    pub fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.source == Source::WatchedQueue
     }
 
@@ -92,7 +92,7 @@ impl Subscription {
     ///
     /// # Errors
     /// As [`poll_next`](Self::poll_next).
-    pub fn replay(&mut self, frames: &mut Outbox) -> Result<u64, Disconnect> {
+    pub(crate) fn replay(&mut self, frames: &mut Outbox) -> Result<u64, Disconnect> {
         if self.taken.is_empty() && self.next < self.joined_at {
             self.lock_and_read()?;
         }
@@ -100,7 +100,7 @@ impl Subscription {
     }
 
     /// Leaves the room; the room queues nothing more.
-    pub fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         if let Some(key) = self.key.take() {
             let mut log = self.room.log.lock();
             log.set_behind(key, None);
@@ -114,12 +114,12 @@ impl Subscription {
     }
 
     /// Whether a receipt is requested for all messages yielded so far; resets the request.
-    pub fn take_ping_request(&mut self) -> bool {
+    pub(crate) fn take_ping_request(&mut self) -> bool {
         mem::take(&mut self.ping_requested)
     }
 
     /// The client acknowledged all messages up to `id`; an id beyond the last message yielded is ignored.
-    pub fn acknowledge(&self, id: MessageId) {
+    pub(crate) fn acknowledge(&self, id: MessageId) {
         if self
             .last
             .is_some_and(|last| id.epoch == last.epoch && id <= last)
@@ -129,17 +129,17 @@ impl Subscription {
     }
 
     /// The format of its events.
-    pub fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         self.format
     }
 
     /// The epoch of the ids in this log.
-    pub fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// The last message yielded, if any.
-    pub fn last(&self) -> Option<MessageId> {
+    pub(crate) fn last(&self) -> Option<MessageId> {
         self.last
     }
 

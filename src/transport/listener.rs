@@ -17,7 +17,7 @@ const BACKLOG: u32 = 4096;
 ///
 /// # Errors
 /// One line that names the option and the remedy.
-pub async fn listen(host: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
+pub(crate) async fn listen(host: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
     let addresses = resolve(host, port).await?;
     // A port that is free on one address may be taken on the next.
     let tries = if port == 0 { 16 } else { 1 };

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 
 /// The process that listens on `address`, if the system shows it: `process 17 (nginx)`.
 #[cfg(not(target_os = "linux"))]
-pub fn of(_address: SocketAddr) -> Option<String> {
+pub(crate) fn of(_address: SocketAddr) -> Option<String> {
     None
 }
 
 /// The process that listens on `address`, if the system shows it: `process 17 (nginx)`.
 #[cfg(target_os = "linux")]
-pub fn of(address: SocketAddr) -> Option<String> {
+pub(crate) fn of(address: SocketAddr) -> Option<String> {
     let socket = format!("socket:[{}]", linux::inode_of(address)?);
     linux::process_with(&socket)
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 
 /// A stream of bytes whose readiness can be asked for.
-pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Waits until a read may bring bytes, as a read does, at a lower cost.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 

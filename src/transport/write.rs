@@ -25,7 +25,7 @@ const SLICES_PER_WRITE: usize = 64;
 ///
 /// # Errors
 /// [`Disconnect::Transport`] and [`Disconnect::Gone`].
-pub fn try_write(
+pub(crate) fn try_write(
     stream: &mut impl Transport,
     chunks: &mut [impl Buf],
 ) -> Result<(usize, usize), Disconnect> {
@@ -40,7 +40,7 @@ pub fn try_write(
 ///
 /// # Errors
 /// [`Disconnect::Stalled`] if the peer took nothing for `patience`, and [`Disconnect::Transport`].
-pub async fn write<S: Transport>(
+pub(crate) async fn write<S: Transport>(
     stream: &mut S,
     chunks: &mut [impl Buf],
     patience: Duration,
@@ -125,7 +125,7 @@ fn advance<C: Buf>(mut chunks: &mut [C], mut written: usize) -> &mut [C] {
 
 /// Shuts down the sending side and reads until the peer closes its own: unread data would cause a
 /// reset, which loses what was written last (RFC 6455, section 7.1.1).
-pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     if stream.shutdown().await.is_ok() {
         while poll_fn(|cx| poll_discard(stream, cx)).await {
             // A peer that never stops sending must not occupy the thread.
