@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use tokio::runtime::{self, Runtime};
-use tracing::{Level, enabled, info, warn};
+use tracing::{info, warn};
 use wscast::config::{Config, Invocation};
 use wscast::ops::log::Log;
 use wscast::ops::signals::Signals;
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            log.print(&one_line(&error.to_string()));
+            log.print_error(&error.to_string());
             return ExitCode::from(2);
         }
     };
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let message = invocation.name_variables(&format!("{error:#}"));
-            log.print(&format!("error: {}", one_line(&message)));
+            log.print_error(&format!("error: {message}"));
             ExitCode::FAILURE
         }
     }
@@ -69,29 +69,9 @@ async fn run(config: &Config, signals: Signals, log: &Log) -> anyhow::Result<()>
         server = Server::bind(config.clone()) => server?,
         () = &mut stop => return Ok(()),
     };
-    let addresses = server.local_addrs()?;
-    if let Some(address) = addresses.first() {
-        let line = config.listening_line(address.port());
-        // What waits for this line gets it, whatever RUST_LOG says.
-        match enabled!(Level::INFO) {
-            true => info!("{line}"),
-            false => log.print(&line),
-        }
-    }
-    for line in announcement::lines(config, &addresses) {
-        info!("{line}");
-    }
+    announcement::announce(config, &server.local_addrs()?, log);
     // As a task, it accepts on the threads that serve what it accepts, and need not wake them for it.
     tokio::spawn(server.run(stop)).await?;
     info!("stopped");
     Ok(())
-}
-
-/// A text of several lines on one, without the reminder how the command is used.
-fn one_line(text: &str) -> String {
-    let lines = text.lines().map(str::trim);
-    let told: Vec<&str> = lines
-        .filter(|it| !it.is_empty() && !it.starts_with("Usage:"))
-        .collect();
-    told.join(" ")
 }

@@ -4,13 +4,31 @@ use std::net::{IpAddr, SocketAddr};
 
 use if_addrs::{Interface, get_if_addrs};
 
+use tracing::{Level, enabled, info};
+
+use super::log::Log;
 use crate::config::Config;
 
 /// How many addresses of this machine are named.
 const MAX_ADDRESSES: usize = 8;
 
-/// The lines behind the listening line of a server that is `bound` to these addresses.
-pub fn lines(config: &Config, bound: &[SocketAddr]) -> Vec<String> {
+/// Logs that a server is `bound` to these addresses, and how it is reached.
+pub fn announce(config: &Config, bound: &[SocketAddr], log: &Log) {
+    if let Some(address) = bound.first() {
+        let line = config.listening_line(address.port());
+        // Programs wait for this line, whatever RUST_LOG says.
+        match enabled!(Level::INFO) {
+            true => info!("{line}"),
+            false => log.print(&line),
+        }
+    }
+    for line in lines(config, bound) {
+        info!("{line}");
+    }
+}
+
+/// The lines behind the listening line.
+fn lines(config: &Config, bound: &[SocketAddr]) -> Vec<String> {
     lines_with(config, bound, own_addresses)
 }
 

@@ -69,6 +69,13 @@ impl Log {
         }));
     }
 
+    /// Writes an error on one line, without the reminder how the command is used.
+    pub fn print_error(&self, text: &str) {
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|it| !it.is_empty() && !it.starts_with("Usage:"));
+        self.print(&lines.collect::<Vec<_>>().join(" "));
+    }
+
     /// Writes a line as it is, whatever `RUST_LOG` says.
     pub fn print(&self, line: &str) {
         self.queue.push(format!("{line}\n").as_bytes());
