@@ -6,4 +6,5 @@ pub(crate) mod incoming;
 pub(crate) mod message_log;
 pub(crate) mod record;
 pub(crate) mod session;
+pub(crate) mod unfinished;
 pub(crate) mod websocket;

@@ -6,6 +6,7 @@ pub(crate) mod exchange;
 pub(crate) mod head;
 pub(crate) mod history;
 pub(crate) mod page;
+pub(crate) mod progress;
 pub(crate) mod publish;
 pub(crate) mod refusal;
 pub(crate) mod refusal_log;

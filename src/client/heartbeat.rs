@@ -1,9 +1,11 @@
 //! When to ping a client and when to close it as dead; no IO, time passed in.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::config::Config;
 use crate::message::MessageId;
 
 /// The heartbeat of one client.
@@ -135,6 +137,30 @@ impl Heartbeat {
     /// How many of `written` bytes the client has not acknowledged.
     pub(crate) fn unread(&self, written: u64) -> u64 {
         written.saturating_sub(self.read)
+    }
+}
+
+/// The heartbeat, and the alarm for its next check.
+#[derive(Debug)]
+pub(super) struct HeartbeatTimer {
+    pub(super) heartbeat: Heartbeat,
+    pub(super) alarm: Pin<Box<Sleep>>,
+}
+
+impl HeartbeatTimer {
+    /// The timer; none where the ping interval is zero.
+    pub(super) fn new(config: &Config) -> Option<Self> {
+        let (interval, timeout) = (
+            config.times.ping_interval.get(),
+            config.times.ping_timeout.get(),
+        );
+        if interval.is_zero() {
+            return None;
+        }
+        let grace = config.times.write_timeout.get();
+        let heartbeat = Heartbeat::new(interval, timeout, grace, Instant::now());
+        let alarm = Box::pin(sleep_until(heartbeat.due()));
+        Some(Self { heartbeat, alarm })
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tracing::Span;
 
-use crate::client::heartbeat::{Beat, Heartbeat};
+use crate::client::heartbeat::{Beat, HeartbeatTimer};
 use crate::client::incoming::Incoming;
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
@@ -45,13 +44,6 @@ pub(crate) struct Session<S> {
     /// Times to yield to other tasks before the next read.
     pending_yields: usize,
     record: ConnectionRecord,
-}
-
-/// The heartbeat, and the alarm for its next check.
-#[derive(Debug)]
-struct HeartbeatTimer {
-    heartbeat: Heartbeat,
-    alarm: Pin<Box<Sleep>>,
 }
 
 /// Why a turn ends, other than with nothing to read and nothing to write.
@@ -334,23 +326,6 @@ impl<S: Transport> Session<S> {
             timer.heartbeat.received();
         }
         has_received
-    }
-}
-
-impl HeartbeatTimer {
-    /// The timer; none where the ping interval is zero.
-    fn new(config: &Config) -> Option<Self> {
-        let (interval, timeout) = (
-            config.times.ping_interval.get(),
-            config.times.ping_timeout.get(),
-        );
-        if interval.is_zero() {
-            return None;
-        }
-        let grace = config.times.write_timeout.get();
-        let heartbeat = Heartbeat::new(interval, timeout, grace, Instant::now());
-        let alarm = Box::pin(sleep_until(heartbeat.due()));
-        Some(Self { heartbeat, alarm })
     }
 }
 

@@ -10,10 +10,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::ReadBuf;
 use tokio::select;
 use tokio::task::yield_now;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::heartbeat::time_to_read;
-use super::incoming::{Incoming, Unfinished};
+use super::incoming::Incoming;
+use super::unfinished::{COUNTED_FROM, Progress};
 use crate::config::Config;
 use crate::disconnect::Disconnect;
 use crate::format::Outbox;
@@ -31,53 +32,23 @@ const LARGE_MESSAGE: usize = 1024;
 /// One WebSocket on the server's side.
 #[derive(Debug)]
 pub(crate) struct WebSocket<S> {
-    stream: S,
-    decoder: Decoder,
+    pub(super) stream: S,
+    pub(super) decoder: Decoder,
     /// The most bytes of the next read.
-    read_size: usize,
+    pub(super) read_size: usize,
     /// Bytes read since the socket last had none, or since the last yield.
-    bytes_this_turn: usize,
+    pub(super) bytes_this_turn: usize,
     /// Whether bytes were received since the last [`take_received`](Self::take_received).
-    has_received: bool,
+    pub(super) has_received: bool,
     /// A partial write, maybe within a frame; only its rest may follow.
-    write_pending: bool,
+    pub(super) write_pending: bool,
     /// Bytes written to the client.
-    written: u64,
+    pub(super) written: u64,
     /// The incoming message that is incomplete, if any.
-    unfinished: Option<Box<Progress>>,
-    incoming: Arc<Incoming>,
-    config: Arc<Config>,
+    pub(super) unfinished: Option<Box<Progress>>,
+    pub(super) incoming: Arc<Incoming>,
+    pub(super) config: Arc<Config>,
 }
-
-/// The progress of an incomplete message.
-#[derive(Debug)]
-struct Progress {
-    /// Its share of `--max-incoming`; none below [`COUNTED_FROM`].
-    share: Option<Unfinished>,
-    /// Bytes received of it.
-    held: usize,
-    /// When its last byte was received; time without reads is added.
-    since: Instant,
-    /// When reads paused for want of space in `--max-incoming`.
-    paused: Option<Instant>,
-    alarm: Pin<Box<Sleep>>,
-}
-
-impl Progress {
-    fn new(now: Instant, due: Instant) -> Self {
-        Self {
-            share: None,
-            held: 0,
-            since: now,
-            paused: None,
-            alarm: Box::pin(sleep_until(due)),
-        }
-    }
-}
-
-/// Bytes from which on an unfinished message is counted. Smaller ones are frequent, as a read of many
-/// messages mostly ends within one, and belong to the fixed cost of a client.
-const COUNTED_FROM: usize = 1024;
 
 impl<S: Transport> WebSocket<S> {
     /// A socket after its handshake.
@@ -153,87 +124,6 @@ impl<S: Transport> WebSocket<S> {
         self.bytes_this_turn = 0;
         cx.waker().wake_by_ref();
         self.poll_unfinished(cx)
-    }
-
-    /// Waits until `--max-incoming` permits more of an unfinished message.
-    fn poll_budget(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
-        let Some(progress) = &mut self.unfinished else {
-            return Poll::Ready(Ok(()));
-        };
-        let Some(share) = &progress.share else {
-            return Poll::Ready(Ok(()));
-        };
-        match share.poll_room(cx) {
-            Poll::Ready(Ok(())) => {
-                if let Some(paused) = progress.paused.take() {
-                    progress.since += paused.elapsed();
-                }
-                Poll::Ready(Ok(()))
-            }
-            Poll::Ready(Err(_)) => Poll::Ready(Err(self.drop_unfinished(Disconnect::NoSpace))),
-            Poll::Pending => {
-                progress.paused.get_or_insert_with(Instant::now);
-                // Counts as received: the heartbeat cannot expect an answer while reads pause.
-                self.has_received = true;
-                Poll::Pending
-            }
-        }
-    }
-
-    /// Counts the incomplete message, if there is one and it has `least` bytes; `anew` means that it began
-    /// after the one counted last.
-    fn count_unfinished(&mut self, least: usize, anew: bool) -> Option<&mut Progress> {
-        let Some((held, missing)) = self.decoder.unfinished() else {
-            self.unfinished = None;
-            return None;
-        };
-        if held < least && self.unfinished.is_none() {
-            return None;
-        }
-        let now = Instant::now();
-        let progress = self.unfinished.get_or_insert_with(|| {
-            let due = now + self.config.times.write_timeout.get();
-            Box::new(Progress::new(now, due))
-        });
-        if progress.held != held || anew {
-            (progress.held, progress.since) = (held, now);
-        }
-        if progress.share.is_none() && held >= COUNTED_FROM {
-            progress.share = Some(self.incoming.begin());
-        }
-        if let Some(share) = &progress.share {
-            share.update(held, missing);
-        }
-        Some(progress)
-    }
-
-    /// Waits for the rest of the incomplete message, if there is one, at most for the write timeout.
-    fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
-        if self.count_unfinished(0, false).is_none() {
-            return Poll::Pending;
-        }
-        // The count may have cut this message.
-        ready!(self.poll_budget(cx))?;
-        let patience = self.config.times.write_timeout.get();
-        let Some(progress) = &mut self.unfinished else {
-            return Poll::Pending;
-        };
-        // Resetting the alarm only when it fires saves that work for each read.
-        while progress.alarm.as_mut().poll(cx).is_ready() {
-            let due = progress.since + patience;
-            if due <= Instant::now() {
-                return Poll::Ready(Err(self.drop_unfinished(Disconnect::Unfinished)));
-            }
-            progress.alarm.as_mut().reset(due);
-        }
-        Poll::Pending
-    }
-
-    /// Drops the unfinished message; nothing more is decoded.
-    fn drop_unfinished(&mut self, why: Disconnect) -> Disconnect {
-        self.decoder.abandon();
-        self.unfinished = None;
-        why
     }
 
     /// Reads once from the kernel, and decodes the bytes.

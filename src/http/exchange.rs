@@ -2,11 +2,10 @@
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -18,8 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::select;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -27,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::head::{HEAD_MAX, explain};
+use super::progress::{Handover, HeadRecorder, Progress, State};
 use super::refusal::Refusal;
 use super::refusal_log::RefusalLog;
 use super::response::Body;
@@ -209,103 +208,6 @@ fn encode_refusal(refusal: &Refusal) -> Vec<u8> {
     let mut answer = head_of(&response);
     answer.extend_from_slice(refusal.line().as_bytes());
     answer
-}
-
-/// A stream that keeps the head of a request, to find what is wrong with it, and that discards hyper's
-/// own answers, which have no body.
-struct HeadRecorder<S> {
-    stream: S,
-    progress: Progress,
-    bytes: Vec<u8>,
-}
-
-impl<S> HeadRecorder<S> {
-    fn new(stream: S, progress: &Progress) -> Self {
-        Self {
-            stream,
-            progress: progress.clone(),
-            bytes: Vec::new(),
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for HeadRecorder<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        if this.progress.is_reading_head() {
-            this.bytes.extend_from_slice(&buffer.filled()[before..]);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for HeadRecorder<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.progress.is_reading_head() {
-            true => Poll::Ready(Ok(bytes.len())),
-            false => Pin::new(&mut self.stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// The state of an exchange, shared by its service and its connection.
-#[derive(Debug, Clone, Default)]
-struct Progress(Arc<Mutex<State>>);
-
-#[derive(Debug, Default)]
-enum State {
-    #[default]
-    ReadingHead,
-    ReadingBody,
-    /// It is being answered, which may take this long.
-    Answering(Duration),
-    HandedOver(Box<Handover>),
-}
-
-#[derive(Debug)]
-struct Handover {
-    room: String,
-    membership: Membership,
-    head: Bytes,
-}
-
-impl Progress {
-    /// How long the answer may take; `None` before the request is complete.
-    fn allowance(&self) -> Option<Duration> {
-        match &*self.0.lock() {
-            State::ReadingHead | State::ReadingBody => None,
-            State::Answering(time) => Some(*time),
-            State::HandedOver(_) => Some(Duration::ZERO),
-        }
-    }
-
-    /// Whether the head of the request is incomplete.
-    fn is_reading_head(&self) -> bool {
-        matches!(&*self.0.lock(), State::ReadingHead)
-    }
-
-    /// Whether the answer is handed over as well, for the event stream to write.
-    fn is_handed_over(&self) -> bool {
-        matches!(&*self.0.lock(), State::HandedOver(handover) if !handover.head.is_empty())
-    }
 }
 
 /// One exchange, as hyper sees it.
