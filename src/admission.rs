@@ -2,7 +2,7 @@
 
 use hyper::header::{self, HeaderMap, HeaderValue};
 
-use crate::config::{Config, Host, HostPattern, Origin, OriginPattern};
+use crate::config::{Access, Host, HostPattern, Origin, OriginPattern};
 use crate::excerpt::excerpt;
 
 /// The rule for requests that a web page makes a browser send. It keeps out other sites' pages in
@@ -52,13 +52,13 @@ pub(crate) enum Refused {
 impl Admission {
     /// The rule of `--allow-host` and `--allow-origin` for a server that listens on addresses of this
     /// machine alone, or not.
-    pub(crate) fn new(config: &Config, only_local: bool) -> Self {
-        let mut hosts = config.access.allow_host.clone();
+    pub(crate) fn new(access: &Access, host: &str, only_local: bool) -> Self {
+        let mut hosts = access.allow_host.clone();
         let is_checked = only_local || !hosts.is_empty();
-        hosts.extend(config.listening.host.parse());
+        hosts.extend(host.parse());
         Self {
             hosts: is_checked.then_some(hosts),
-            origins: config.access.allow_origin.clone(),
+            origins: access.allow_origin.clone(),
         }
     }
 
@@ -144,7 +144,8 @@ mod tests {
     fn admission(options: &str, only_local: bool) -> Admission {
         let words = options.split_whitespace();
         let invocation = Invocation::read(iter::once("wscast").chain(words), []).unwrap();
-        Admission::new(&invocation.config, only_local)
+        let config = invocation.config;
+        Admission::new(&config.access, &config.listening.host, only_local)
     }
 
     fn headers(origin: &str) -> HeaderMap {

@@ -27,10 +27,16 @@ impl Audience {
             config.limits.max_queue = usize::MAX;
             config.limits.max_queue_bytes = Size::from(isize::MAX as usize);
         });
-        let room = Arc::new(Room::new(&config, 1, Arc::default()));
+        let room = Arc::new(Room::new(
+            config.service.mode,
+            &config.history,
+            &config.limits,
+            1,
+            Arc::default(),
+        ));
         let subscribe = || room.subscribe(Follow::default()).0;
         Self {
-            plain: Plain::new(&config),
+            plain: Plain::new(&config.service),
             builder: BatchBuilder::default(),
             subscriptions: (0..clients).map(|_| subscribe()).collect(),
             room,

@@ -8,3 +8,29 @@ pub(crate) mod record;
 pub(crate) mod session;
 pub(crate) mod unfinished;
 pub(crate) mod websocket;
+
+use crate::config::{Config, Mode, Times};
+
+/// The options that concern clients.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// What happens to a message.
+    pub(crate) mode: Mode,
+    /// Heartbeats and timeouts.
+    pub(crate) times: Times,
+    /// Bytes of the largest message.
+    pub(crate) max_message_size: usize,
+    /// Whether messages are logged.
+    pub(crate) log_messages: bool,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self {
+            mode: config.service.mode,
+            times: config.times.clone(),
+            max_message_size: config.limits.max_message_size.bytes(),
+            log_messages: config.logs.messages,
+        }
+    }
+}

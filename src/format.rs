@@ -73,10 +73,13 @@ mod tests {
     use crate::message::{Kind, MessageId};
 
     fn plain(welcome: &str, prefix: &str) -> Plain {
-        Plain::new(&Config::with(|config| {
-            config.service.welcome = Some(welcome.into());
-            config.service.prefix = Some(prefix.into());
-        }))
+        Plain::new(
+            &Config::with(|config| {
+                config.service.welcome = Some(welcome.into());
+                config.service.prefix = Some(prefix.into());
+            })
+            .service,
+        )
     }
 
     fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::config::Config;
+use crate::config::{Config, History, Limits, Service};
 use crate::format::{self, Batch, Event, Format, Frames, Plain};
 use crate::message::MessageId;
 use crate::room::{Follow, Room, Sealed, Start, Subscription};
@@ -22,7 +22,9 @@ use ranking::{Ranked, Ranking};
 /// of a room has outgrown its rank.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    config: Arc<Config>,
+    service: Service,
+    history: History,
+    limits: Limits,
     plain: Arc<Plain>,
     store: Store,
     rooms: Mutex<Rooms>,
@@ -63,10 +65,12 @@ pub(crate) enum JoinError {
 
 impl Hub {
     /// A hub without rooms.
-    pub(crate) fn new(config: Arc<Config>, store: Store) -> Self {
+    pub(crate) fn new(config: &Config, store: Store) -> Self {
         Self {
-            plain: Arc::new(Plain::new(&config)),
-            config,
+            plain: Arc::new(Plain::new(&config.service)),
+            service: config.service.clone(),
+            history: config.history.clone(),
+            limits: config.limits.clone(),
             store,
             rooms: Mutex::default(),
             total: Arc::default(),
@@ -104,10 +108,16 @@ impl Hub {
             return Err(JoinError::Sealed);
         }
         if !rooms.by_name.contains_key(name) {
-            if rooms.by_name.len() >= self.config.limits.max_rooms {
+            if rooms.by_name.len() >= self.limits.max_rooms {
                 _evicted = rooms.evict_longest_empty().ok_or(JoinError::Full)?;
             }
-            let room = Room::new(&self.config, self.store.begin(), self.total.clone());
+            let room = Room::new(
+                self.service.mode,
+                &self.history,
+                &self.limits,
+                self.store.begin(),
+                self.total.clone(),
+            );
             let entry = Entry {
                 room: Arc::new(room),
                 clients: 0,
@@ -167,7 +177,7 @@ impl Hub {
     /// Bytes by which all histories together exceed `--history-total`.
     fn excess(&self) -> usize {
         let total = self.total.load(Ordering::Relaxed);
-        total.saturating_sub(self.config.history.total.bytes())
+        total.saturating_sub(self.history.total.bytes())
     }
 
     /// Evicts empty rooms, then trims the largest histories, until `--history-total` is kept.
@@ -229,9 +239,9 @@ impl Membership {
             return hub.plain.greeting();
         }
         let welcome = Event::Welcome {
-            text: hub.config.service.welcome(),
+            text: hub.service.welcome(),
             room: name,
-            mode: hub.config.service.mode.name(),
+            mode: hub.service.mode.name(),
             last_id: self.start.last.map(|id| id.to_string()),
             resumed: self.start.resumed,
             missed: self.start.missed,
@@ -315,7 +325,7 @@ mod tests {
             config.service.mode = Mode::Broadcast;
         });
         change(&mut config);
-        Arc::new(Hub::new(Arc::new(config), Store::memory()))
+        Arc::new(Hub::new(&config, Store::memory()))
     }
 
     fn publish(guard: &RoomGuard, text: &str) -> Arc<Batch> {

@@ -64,7 +64,7 @@ fn runtime(threads: Option<usize>) -> anyhow::Result<Runtime> {
 
 async fn run(config: &Config, signals: Signals, log: &Log) -> anyhow::Result<()> {
     let mut stop = signals.stop()?;
-    descriptors::raise_limit(config);
+    descriptors::raise_limit(config.limits.max_connections);
     let server = tokio::select! {
         server = Server::bind(config.clone()) => server?,
         () = &mut stop => return Ok(()),

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
 use crate::admission::Admission;
+use crate::client::Settings;
 use crate::client::event_stream::EventStream;
 use crate::client::incoming::Incoming;
 use crate::client::session::Session;
@@ -48,7 +49,9 @@ pub struct Server {
     places: Arc<Semaphore>,
     /// The connections without a place, the oldest first; each gives way when its sender is gone.
     without_place: VecDeque<oneshot::Sender<Infallible>>,
-    config: Arc<Config>,
+    settings: Arc<Settings>,
+    max_connections: usize,
+    drain_timeout: Duration,
     hub: Arc<Hub>,
     incoming: Arc<Incoming>,
     http: Http,
@@ -62,19 +65,19 @@ impl Server {
     /// One line that names the option and the remedy.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         config.validate().map_err(|message| anyhow!(message))?;
-        let config = Arc::new(config);
         let listeners = listen(&config.listening.host, config.listening.port).await?;
         let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
         let only_local = addresses.all(|it| it.ip().to_canonical().is_loopback());
-        let hub = Arc::new(Hub::new(config.clone(), Store::memory()));
+        let hub = Arc::new(Hub::new(&config, Store::memory()));
         let draining = CancellationToken::new();
-        let admission = Admission::new(&config, only_local);
+        let admission = Admission::new(&config.access, &config.listening.host, only_local);
         let incoming = Arc::new(Incoming::new(
             config.limits.max_incoming.bytes(),
             config.times.write_timeout.get(),
         ));
+        let settings = Arc::new(Settings::from(&config));
         let routes = Routes::new(
-            config.clone(),
+            settings.clone(),
             hub.clone(),
             incoming.clone(),
             admission,
@@ -92,7 +95,9 @@ impl Server {
             ),
             hub,
             incoming,
-            config,
+            settings,
+            max_connections: config.limits.max_connections,
+            drain_timeout: config.service.drain_timeout.get(),
             draining,
         })
     }
@@ -109,7 +114,7 @@ impl Server {
     pub fn monitor(&self) -> Monitor {
         Monitor {
             places: self.places.clone(),
-            max_connections: self.config.limits.max_connections,
+            max_connections: self.max_connections,
             hub: self.hub.clone(),
             incoming: self.incoming.clone(),
         }
@@ -164,8 +169,8 @@ impl Server {
             });
             return;
         };
-        let (config, incoming) = (self.config.clone(), self.incoming.clone());
-        connections.spawn(serve(stream, peer, place, http, config, incoming));
+        let (settings, incoming) = (self.settings.clone(), self.incoming.clone());
+        connections.spawn(serve(stream, peer, place, http, settings, incoming));
     }
 
     /// Ends when one more connection without a place has to give way to the next.
@@ -196,10 +201,7 @@ impl Server {
                 note_panic(ended);
             }
         };
-        if timeout(self.config.service.drain_timeout.get(), all_gone)
-            .await
-            .is_err()
-        {
+        if timeout(self.drain_timeout, all_gone).await.is_err() {
             warn!(
                 connections = connections.len(),
                 "dropped: --drain-timeout is over"
@@ -244,13 +246,13 @@ fn serve(
     peer: SocketAddr,
     place: OwnedSemaphorePermit,
     http: Http,
-    config: Arc<Config>,
+    settings: Arc<Settings>,
     incoming: Arc<Incoming>,
 ) -> impl Future<Output = ()> {
     let exchange = Box::pin(http.serve(stream, peer, None));
     async move {
         let mut client = match exchange.await {
-            Some(upgraded) => Client::new(upgraded, peer, config, incoming),
+            Some(upgraded) => Client::new(upgraded, peer, settings, incoming),
             None => return,
         };
         match &mut client {
@@ -277,18 +279,18 @@ impl Client {
     fn new(
         upgraded: Upgraded<TcpStream>,
         peer: SocketAddr,
-        config: Arc<Config>,
+        settings: Arc<Settings>,
         incoming: Arc<Incoming>,
     ) -> Self {
         let span = info_span!("client", %peer, room = &*excerpt(upgraded.room.as_bytes()));
         let (stream, membership) = (upgraded.stream, upgraded.membership);
         if membership.subscription.format() == Format::EventStream {
-            let events = EventStream::new(stream, upgraded.head, membership, config, span);
+            let events = EventStream::new(stream, upgraded.head, membership, settings, span);
             Self::EventStream(Box::new(events))
         } else {
             let ahead = upgraded.ahead;
             Self::WebSocket(Session::new(
-                stream, ahead, membership, config, incoming, span,
+                stream, ahead, membership, settings, incoming, span,
             ))
         }
     }

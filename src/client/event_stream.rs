@@ -13,8 +13,9 @@ use tokio::select;
 use tokio::time::{Instant, Interval, interval_at, timeout};
 use tracing::Span;
 
+use crate::client::Settings;
 use crate::client::record::ConnectionRecord;
-use crate::config::{Config, Time};
+use crate::config::Time;
 use crate::disconnect::Disconnect;
 use crate::format::{self, Chunk, Event, Format, Outbox};
 use crate::hub::Membership;
@@ -24,7 +25,7 @@ use crate::transport::write::{linger, write};
 /// One event stream; a single task writes to its socket.
 #[derive(Debug)]
 pub(crate) struct EventStream<S> {
-    config: Arc<Config>,
+    settings: Arc<Settings>,
     stream: S,
     membership: Membership,
     /// Chunks to write next.
@@ -44,11 +45,11 @@ impl<S: Transport> EventStream<S> {
         stream: S,
         head: Bytes,
         membership: Membership,
-        config: Arc<Config>,
+        settings: Arc<Settings>,
         span: Span,
     ) -> Self {
         Self {
-            config,
+            settings,
             stream,
             membership,
             outbox: smallvec![head.into()],
@@ -64,7 +65,7 @@ impl<S: Transport> EventStream<S> {
         if matches!(why, Disconnect::ShuttingDown) {
             self.outbox = smallvec![RECONNECT.into()];
             if self.write().await.is_ok() {
-                let limit = self.config.times.close_timeout.get();
+                let limit = self.settings.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
             }
         }
@@ -80,7 +81,7 @@ impl<S: Transport> EventStream<S> {
         }
         self.write().await?;
 
-        let pause = self.config.times.ping_interval;
+        let pause = self.settings.times.ping_interval;
         let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
         let mut heartbeats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
         let (mut discarded, mut reads) = ([0; 64], true);
@@ -107,7 +108,7 @@ impl<S: Transport> EventStream<S> {
 
     /// Writes the outbox.
     async fn write(&mut self) -> Result<(), Disconnect> {
-        let patience = self.config.times.write_timeout.get();
+        let patience = self.settings.times.write_timeout.get();
         write(&mut self.stream, &mut self.outbox, patience).await?;
         self.outbox.clear();
         Ok(())

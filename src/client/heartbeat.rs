@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::config::Config;
+use crate::config::Times;
 use crate::message::MessageId;
 
 /// The heartbeat of one client.
@@ -149,15 +149,12 @@ pub(super) struct HeartbeatTimer {
 
 impl HeartbeatTimer {
     /// The timer; none where the ping interval is zero.
-    pub(super) fn new(config: &Config) -> Option<Self> {
-        let (interval, timeout) = (
-            config.times.ping_interval.get(),
-            config.times.ping_timeout.get(),
-        );
+    pub(super) fn new(times: &Times) -> Option<Self> {
+        let (interval, timeout) = (times.ping_interval.get(), times.ping_timeout.get());
         if interval.is_zero() {
             return None;
         }
-        let grace = config.times.write_timeout.get();
+        let grace = times.write_timeout.get();
         let heartbeat = Heartbeat::new(interval, timeout, grace, Instant::now());
         let alarm = Box::pin(sleep_until(heartbeat.due()));
         Some(Self { heartbeat, alarm })

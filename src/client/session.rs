@@ -9,12 +9,13 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 use tracing::Span;
 
+use crate::client::Settings;
 use crate::client::heartbeat::{Beat, HeartbeatTimer};
 use crate::client::incoming::Incoming;
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
 use crate::client::websocket::WebSocket;
-use crate::config::{Config, Mode};
+use crate::config::Mode;
 use crate::disconnect::Disconnect;
 use crate::format::{self, BatchBuilder, Chunk, Frames, Outbox, Plain};
 use crate::hub::{Membership, RoomGuard};
@@ -27,7 +28,7 @@ use crate::transport::Transport;
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
 #[derive(Debug)]
 pub(crate) struct Session<S> {
-    config: Arc<Config>,
+    settings: Arc<Settings>,
     socket: WebSocket<S>,
     subscription: Subscription,
     room_guard: RoomGuard,
@@ -64,13 +65,13 @@ impl<S: Transport> Session<S> {
         stream: S,
         ahead: Vec<u8>,
         membership: Membership,
-        config: Arc<Config>,
+        settings: Arc<Settings>,
         incoming: Arc<Incoming>,
         span: Span,
     ) -> Self {
         let record = ConnectionRecord::new(span);
         let plain = membership.room_guard.plain().clone();
-        let mut socket = WebSocket::new(stream, config.clone(), incoming);
+        let mut socket = WebSocket::new(stream, settings.clone(), incoming);
         let mut batch_builder = BatchBuilder::default();
         let epoch = membership.subscription.epoch();
         let mut receipt = None;
@@ -83,14 +84,14 @@ impl<S: Transport> Session<S> {
             outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
-            heartbeat_timer: HeartbeatTimer::new(&config).map(Box::new),
+            heartbeat_timer: HeartbeatTimer::new(&settings.times).map(Box::new),
             plain,
             last_echoed: None,
             receipt,
             batch_builder,
             pending_yields: 0,
             record,
-            config,
+            settings,
         }
     }
 
@@ -123,7 +124,7 @@ impl<S: Transport> Session<S> {
 
     /// Writes the welcome and publishes the messages read ahead.
     async fn begin(&mut self) -> Result<(), Disconnect> {
-        if self.config.service.mode == Mode::Echo {
+        if self.settings.mode == Mode::Echo {
             self.replay().await?;
         }
         self.write().await?;
@@ -222,7 +223,7 @@ impl<S: Transport> Session<S> {
     fn publish(&mut self, frames: Frames) -> usize {
         let span = &self.record.span;
         self.record.received += frames.payloads().len() as u64;
-        if self.config.logs.messages {
+        if self.settings.log_messages {
             message_log::received(span, &frames);
         }
         // A sealed room rejects the batch; the session still drains the log before it ends.
@@ -231,14 +232,14 @@ impl<S: Transport> Session<S> {
         };
         // Each queue holds one reference.
         let receivers = Arc::strong_count(&batch);
-        match self.config.service.mode {
+        match self.settings.mode {
             Mode::Echo => {
                 self.record.sent += batch.len() as u64;
                 self.last_echoed = Some(batch.last_id());
                 let (format, first) = (self.subscription.format(), batch.seqs().start);
                 self.outbox.push(format::render(batch, format, first));
             }
-            Mode::Broadcast if self.config.logs.messages => {
+            Mode::Broadcast if self.settings.log_messages => {
                 message_log::broadcasting(span, batch.frames());
             }
             Mode::Broadcast => {}
@@ -365,7 +366,7 @@ mod tests {
 
     use super::*;
     use crate::client::websocket::tests::Stub;
-    use crate::config::Time;
+    use crate::config::{Config, Time};
     use crate::hub::Hub;
     use crate::message::Kind;
     use crate::room::Follow;
@@ -386,25 +387,31 @@ mod tests {
     }
 
     /// A broadcast hub without texts.
-    fn hub(change: impl FnOnce(&mut Config)) -> (Arc<Hub>, Arc<Config>) {
+    fn hub(change: impl FnOnce(&mut Config)) -> (Arc<Hub>, Arc<Settings>) {
         let mut config = Config::with(|config| {
             config.service.mode = Mode::Broadcast;
             config.service.welcome = Some(String::new());
             config.service.prefix = Some(String::new());
         });
         change(&mut config);
-        let config = Arc::new(config);
-        (Arc::new(Hub::new(config.clone(), Store::memory())), config)
+        let settings = Arc::new(Settings::from(&config));
+        (Arc::new(Hub::new(&config, Store::memory())), settings)
     }
 
     impl Peer {
         /// A session in the default room, whose socket buffers `window` bytes.
-        async fn join(hub: &Arc<Hub>, config: &Arc<Config>, window: usize) -> Self {
+        async fn join(hub: &Arc<Hub>, settings: &Arc<Settings>, window: usize) -> Self {
             let (stream, theirs) = duplex(window);
             let membership = hub.join("/", Follow::default()).unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
-            let mut session =
-                Session::new(theirs, ahead, membership, config.clone(), incoming(), span);
+            let mut session = Session::new(
+                theirs,
+                ahead,
+                membership,
+                settings.clone(),
+                incoming(),
+                span,
+            );
             Self {
                 stream,
                 session: tokio::spawn(async move { session.run().await }),
@@ -414,8 +421,8 @@ mod tests {
 
         /// A session with these changes to the defaults, and a large socket buffer.
         async fn with(change: impl FnOnce(&mut Config)) -> Self {
-            let (hub, config) = hub(change);
-            Self::join(&hub, &config, 1 << 20).await
+            let (hub, settings) = hub(change);
+            Self::join(&hub, &settings, 1 << 20).await
         }
 
         /// The first byte and the payload of the next frame.
@@ -477,7 +484,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_never_pauses_leaves_others_their_turn() {
         // In broadcast mode its own messages would wake the session.
-        let (hub, config) = hub(|config| config.service.mode = Mode::Echo);
+        let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
         let membership = hub.join("/", Follow::default()).unwrap();
         let mut endless = Stub::new(b"\x81\x82\0\0\0\0hi");
         endless.repeats = true;
@@ -485,7 +492,7 @@ mod tests {
             endless,
             Vec::new(),
             membership,
-            config,
+            settings,
             incoming(),
             Span::none(),
         );
@@ -545,11 +552,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_a_backlog_stays_and_is_pinged_behind_it() {
-        let (hub, config) = hub(|_| {});
+        let (hub, settings) = hub(|_| {});
         // Keeps the room when its publisher leaves.
         let _room = hub.join("/", Follow::default()).unwrap();
         publish(&hub, 100, 1000);
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         for _ in 0..100 {
             tokio::time::sleep(secs(4)).await;
             assert_eq!(peer.frame().await.1.len(), 1000);
@@ -566,8 +573,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_received_during_a_write_counts() {
-        let (hub, config) = hub(|_| {});
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let (hub, settings) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         assert_eq!(peer.frame().await.0, PING);
         publish(&hub, 1, 1000);
         // The pong, half of the message before the deadline, and the rest after it.
@@ -584,16 +591,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_dropped_at_the_write_timeout() {
-        let (hub, config) = hub(|_| {});
-        let peer = Peer::join(&hub, &config, 64).await;
+        let (hub, settings) = hub(|_| {});
+        let peer = Peer::join(&hub, &settings, 64).await;
         publish(&hub, 1, 1000);
         assert_eq!(peer.end().await, secs(10));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_write_timeout_starts_again_with_every_byte_taken() {
-        let (hub, config) = hub(|_| {});
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let (hub, settings) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         publish(&hub, 1, 1000);
         for _ in 0..10 {
             tokio::time::sleep(secs(9)).await;
@@ -641,8 +648,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_in_which_nothing_is_read_does_not_count_for_a_message() {
-        let (hub, config) = hub(|_| {});
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let (hub, settings) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         let message = text("a long message");
         peer.stream.write_all(&message[..8]).await.unwrap();
         yield_now().await;
@@ -666,8 +673,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_has_time_to_get_to_the_close_frame() {
-        let (hub, config) = hub(|_| {});
-        let mut peer = Peer::join(&hub, &config, 1 << 20).await;
+        let (hub, settings) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
         publish(&hub, 100, 1000);
         yield_now().await;
         hub.seal();
@@ -685,8 +692,8 @@ mod tests {
     async fn a_pong_behind_our_close_frame_changes_nothing() {
         let pong = [0x8a, 0x81, 0, 0, 0, 0, b'x'];
         for (closes, end) in [(true, secs(0)), (false, secs(2))] {
-            let (hub, config) = hub(|_| {});
-            let mut peer = Peer::join(&hub, &config, 1 << 20).await;
+            let (hub, settings) = hub(|_| {});
+            let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
             hub.seal();
             peer.expect_close(1001).await;
             peer.stream.write_all(&pong).await.unwrap();
@@ -700,8 +707,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_answer_the_close_frame_is_left_at_the_close_timeout() {
-        let (hub, config) = hub(|_| {});
-        let mut peer = Peer::join(&hub, &config, 1 << 20).await;
+        let (hub, settings) = hub(|_| {});
+        let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
         publish(&hub, 3, 5);
         hub.seal();
         for _ in 0..3 {
@@ -715,12 +722,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_whose_messages_were_evicted_is_closed_with_1013() {
-        let (hub, config) = hub(|config| {
+        let (hub, settings) = hub(|config| {
             config.history.limit = 2;
             config.limits.max_queue = 1;
             config.limits.max_queue_bytes = 100.into();
         });
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         publish(&hub, 1, 1000);
         // The session is in the middle of a write now.
         peer.stream.read_u8().await.unwrap();
@@ -733,14 +740,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn messages_from_a_client_behind_are_published() {
-        let (hub, config) = hub(|config| config.limits.max_queue_bytes = 1000.into());
-        let mut receiver = Peer::join(&hub, &config, 1 << 20).await;
+        let (hub, settings) = hub(|config| config.limits.max_queue_bytes = 1000.into());
+        let mut receiver = Peer::join(&hub, &settings, 1 << 20).await;
         publish(&hub, 10, 1000);
         for _ in 0..10 {
             assert_eq!(receiver.frame().await.1.len(), 1000);
         }
         // Each step of the history exceeds the socket's buffer.
-        let mut behind = Peer::join(&hub, &config, 64).await;
+        let mut behind = Peer::join(&hub, &settings, 64).await;
         behind.stream.write_all(&text("I am here")).await.unwrap();
         for _ in 0..3 {
             assert_eq!(behind.frame().await.1.len(), 1000);
@@ -751,8 +758,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_has_caught_up_gets_live_messages() {
-        let (hub, config) = hub(|config| config.limits.max_queue = 1);
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let (hub, settings) = hub(|config| config.limits.max_queue = 1);
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         publish(&hub, 1, 1000);
         // The session is in the middle of a write now, and its queue overflows.
         peer.stream.read_u8().await.unwrap();
@@ -769,10 +776,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_echo_client_gets_all_of_the_history_before_its_answers() {
-        let (hub, config) = hub(|config| config.service.mode = Mode::Echo);
+        let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
         let _room = hub.join("/", Follow::default()).unwrap();
         publish(&hub, 20, 100);
-        let mut peer = Peer::join(&hub, &config, 64).await;
+        let mut peer = Peer::join(&hub, &settings, 64).await;
         peer.stream.write_all(&text("answer me")).await.unwrap();
         for _ in 0..20 {
             assert_eq!(peer.frame().await.1, [7; 100]);
@@ -782,14 +789,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_client_costs_little() {
-        let (hub, config) = hub(|_| {});
+        let (hub, settings) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
         let membership = hub.join("/", Follow::default()).unwrap();
         let mut session = Session::new(
             theirs,
             Vec::new(),
             membership,
-            config,
+            settings,
             incoming(),
             Span::none(),
         );

@@ -78,7 +78,7 @@ impl<S: Transport> WebSocket<S> {
         }
         let now = Instant::now();
         let progress = self.unfinished.get_or_insert_with(|| {
-            let due = now + self.config.times.write_timeout.get();
+            let due = now + self.settings.times.write_timeout.get();
             Box::new(Progress::new(now, due))
         });
         if progress.held != held || anew {
@@ -100,7 +100,7 @@ impl<S: Transport> WebSocket<S> {
         }
         // The count may have cut this message.
         ready!(self.poll_budget(cx))?;
-        let patience = self.config.times.write_timeout.get();
+        let patience = self.settings.times.write_timeout.get();
         let Some(progress) = &mut self.unfinished else {
             return Poll::Pending;
         };

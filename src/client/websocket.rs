@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::heartbeat::time_to_read;
 use super::incoming::Incoming;
 use super::unfinished::{COUNTED_FROM, Progress};
-use crate::config::Config;
+use crate::client::Settings;
 use crate::disconnect::Disconnect;
 use crate::format::Outbox;
 use crate::protocol::decoder::{Decoder, Received};
@@ -47,15 +47,15 @@ pub(crate) struct WebSocket<S> {
     /// The incoming message that is incomplete, if any.
     pub(super) unfinished: Option<Box<Progress>>,
     pub(super) incoming: Arc<Incoming>,
-    pub(super) config: Arc<Config>,
+    pub(super) settings: Arc<Settings>,
 }
 
 impl<S: Transport> WebSocket<S> {
     /// A socket after its handshake.
-    pub(crate) fn new(stream: S, config: Arc<Config>, incoming: Arc<Incoming>) -> Self {
+    pub(crate) fn new(stream: S, settings: Arc<Settings>, incoming: Arc<Incoming>) -> Self {
         Self {
             stream,
-            decoder: Decoder::new(config.limits.max_message_size.bytes()),
+            decoder: Decoder::new(settings.max_message_size),
             read_size: READ_OF_SMALL_MESSAGES,
             bytes_this_turn: 0,
             has_received: false,
@@ -63,7 +63,7 @@ impl<S: Transport> WebSocket<S> {
             written: 0,
             unfinished: None,
             incoming,
-            config,
+            settings,
         }
     }
 
@@ -230,7 +230,7 @@ impl<S: Transport> WebSocket<S> {
         let write = write(
             &mut self.stream,
             frames,
-            self.config.times.write_timeout.get(),
+            self.settings.times.write_timeout.get(),
         );
         let waited = match &self.unfinished {
             None => write.await?,
@@ -278,7 +278,7 @@ impl<S: Transport> WebSocket<S> {
         }
         self.decoder.close(why.close_frame());
         if self.write(&mut Outbox::new()).await.is_ok() {
-            let limit = self.config.times.close_timeout.get();
+            let limit = self.settings.times.close_timeout.get();
             let limit = match why {
                 Disconnect::ShuttingDown | Disconnect::Behind => {
                     limit.max(time_to_read(unread.min(UNREAD_MAX)))
@@ -312,6 +312,7 @@ pub(crate) mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::config::Config;
     use crate::format::Chunk;
 
     /// A socket and its client.
@@ -319,8 +320,12 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
-        let socket = WebSocket::new(accepted.unwrap().0, Arc::default(), incoming());
+        let socket = WebSocket::new(accepted.unwrap().0, settings(), incoming());
         (socket, client.unwrap())
+    }
+
+    fn settings() -> Arc<Settings> {
+        Arc::new(Settings::from(&Config::default()))
     }
 
     fn incoming() -> Arc<Incoming> {
@@ -462,7 +467,7 @@ pub(crate) mod tests {
     #[test]
     fn a_pong_that_had_to_wait_is_written_when_the_socket_is_ready() {
         let ping = Stub::new(b"\x89\x82\0\0\0\0hi");
-        let mut socket = WebSocket::new(ping, Arc::default(), incoming());
+        let mut socket = WebSocket::new(ping, settings(), incoming());
         let mut cx = Context::from_waker(Waker::noop());
         for accepts in [false, true] {
             socket.stream.accepts = accepts;
@@ -473,7 +478,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn frames_that_a_full_socket_rejects_are_written_later() {
-        let mut socket = WebSocket::new(Stub::new(b""), Arc::default(), incoming());
+        let mut socket = WebSocket::new(Stub::new(b""), settings(), incoming());
         let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
             .into_iter()
             .collect();

@@ -310,9 +310,12 @@ mod tests {
 
     #[test]
     fn messages_are_cut_into_batches() {
-        let plain = Plain::new(&Config::with(|config| {
-            config.service.prefix = Some(String::new());
-        }));
+        let plain = Plain::new(
+            &Config::with(|config| {
+                config.service.prefix = Some(String::new());
+            })
+            .service,
+        );
         let mut builder = BatchBuilder::default();
         for number in 0..=MAX_BATCH {
             plain.encode(Kind::Text, number.to_string().as_bytes(), &mut builder);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::batch::{BatchBuilder, MAX_BATCH, MAX_BATCH_BYTES, Mark};
-use crate::config::Config;
+use crate::config::Service;
 use crate::message::Kind;
 use crate::protocol::frame;
 
@@ -15,20 +15,15 @@ pub(crate) struct Plain {
 }
 
 impl Plain {
-    /// The format with the texts of `config`.
-    pub(crate) fn new(config: &Config) -> Self {
+    /// The format with the texts of `service`.
+    pub(crate) fn new(service: &Service) -> Self {
         let mut greeting = Vec::new();
-        if !config.service.welcome().is_empty() {
-            frame::encode(
-                Kind::Text,
-                "",
-                config.service.welcome().as_bytes(),
-                &mut greeting,
-            );
+        if !service.welcome().is_empty() {
+            frame::encode(Kind::Text, "", service.welcome().as_bytes(), &mut greeting);
         }
         Self {
             greeting: Some(greeting.into()).filter(|frame: &Bytes| !frame.is_empty()),
-            prefix: config.service.prefix().to_owned(),
+            prefix: service.prefix().to_owned(),
         }
     }
 
@@ -63,14 +58,18 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::config::Config;
     use crate::format::Batch;
     use crate::message::MessageId;
 
     fn plain(welcome: &str, prefix: &str) -> Plain {
-        Plain::new(&Config::with(|config| {
-            config.service.welcome = Some(welcome.into());
-            config.service.prefix = Some(prefix.into());
-        }))
+        Plain::new(
+            &Config::with(|config| {
+                config.service.welcome = Some(welcome.into());
+                config.service.prefix = Some(prefix.into());
+            })
+            .service,
+        )
     }
 
     fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {

@@ -53,7 +53,7 @@ impl Routes {
         let body = self.read(body).await?;
         answering(wait.unwrap_or_default());
         let (kind, payload) = content.message(&body)?;
-        if payload.len() > self.config.limits.max_message_size.bytes() {
+        if payload.len() > self.settings.max_message_size {
             return Err(self.too_big());
         }
 
@@ -61,11 +61,11 @@ impl Routes {
         let mut builder = BatchBuilder::default();
         guard.plain().encode(kind, &payload, &mut builder);
         let frames = builder.take().expect("it was encoded just now");
-        if self.config.logs.messages {
+        if self.settings.log_messages {
             message_log::received(&Span::current(), &frames);
         }
         let batch = guard.publish(frames).map_err(|_| JoinError::Sealed)?;
-        if self.config.logs.messages {
+        if self.settings.log_messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }
         let id = batch.last_id();
@@ -89,7 +89,7 @@ impl Routes {
 
     /// Reads a body into a buffer of its own: a slice of hyper's buffer would keep all of that in memory.
     async fn read(&self, mut body: Incoming) -> Result<Vec<u8>, Refusal> {
-        let limit = self.config.limits.max_message_size.bytes();
+        let limit = self.settings.max_message_size;
         // Checked before `100 Continue`, too.
         if body.size_hint().lower() > limit as u64 {
             return Err(self.too_big());
@@ -128,7 +128,7 @@ impl Routes {
     }
 
     fn too_big(&self) -> Refusal {
-        let limit = self.config.limits.max_message_size.bytes();
+        let limit = self.settings.max_message_size;
         let reason = format!("a message has at most {limit} bytes: see --max-message-size");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
     }

@@ -15,8 +15,9 @@ use super::refusal::Refusal;
 use super::request::{Resource, host_of, is_preflight, resource_of, room_of, since};
 use super::response::{Body, TEXT, respond_json, whole};
 use crate::admission::Admission;
+use crate::client::Settings;
 use crate::client::incoming::Incoming as AllIncoming;
-use crate::config::{Config, Mode};
+use crate::config::Mode;
 use crate::excerpt::excerpt;
 use crate::format::{Format, JSON_PROTOCOL};
 use crate::hub::{Hub, JoinError, Membership};
@@ -32,7 +33,7 @@ const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// Everything that answers depend on.
 #[derive(Debug)]
 pub(crate) struct Routes {
-    pub(super) config: Arc<Config>,
+    pub(super) settings: Arc<Settings>,
     pub(super) hub: Arc<Hub>,
     pub(super) incoming: Arc<AllIncoming>,
     pub(super) admission: Admission,
@@ -64,14 +65,14 @@ pub(crate) struct Join {
 impl Routes {
     /// Routes to the rooms of `hub`, for requests that `admission` allows.
     pub(crate) fn new(
-        config: Arc<Config>,
+        settings: Arc<Settings>,
         hub: Arc<Hub>,
         incoming: Arc<AllIncoming>,
         admission: Admission,
         draining: CancellationToken,
     ) -> Self {
         Self {
-            config,
+            settings,
             hub,
             incoming,
             admission,
@@ -150,7 +151,7 @@ impl Routes {
                     options(response, self.allowed()).body(whole("")),
                 ));
             }
-            (&Method::POST, _) if self.config.service.mode == Mode::Broadcast => {
+            (&Method::POST, _) if self.settings.mode == Mode::Broadcast => {
                 let published = self.publish(request, &room, answering).await?;
                 let response = response.status(StatusCode::CREATED);
                 return Ok(Answer::Response(respond_json(
@@ -170,14 +171,14 @@ impl Routes {
 
     /// The methods that a room allows.
     fn allowed(&self) -> &'static str {
-        match self.config.service.mode {
+        match self.settings.mode {
             Mode::Echo => "GET, HEAD, OPTIONS",
             Mode::Broadcast => "GET, HEAD, POST, OPTIONS",
         }
     }
 
     fn not_allowed(&self, method: &Method) -> Refusal {
-        let reason = match (self.config.service.mode, method) {
+        let reason = match (self.settings.mode, method) {
             (Mode::Echo, &Method::POST) => {
                 "an echo server has no broadcasts: start it with --mode broadcast"
             }
@@ -291,16 +292,18 @@ impl From<JoinError> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::store::Store;
 
     #[test]
     fn a_server_that_drains_is_alive_and_takes_no_clients() {
-        let config = Arc::new(Config::default());
-        let hub = Arc::new(Hub::new(config.clone(), Store::memory()));
-        let admission = Admission::new(&config, true);
+        let config = Config::default();
+        let hub = Arc::new(Hub::new(&config, Store::memory()));
+        let admission = Admission::new(&config.access, "localhost", true);
+        let settings = Arc::new(Settings::from(&config));
         let draining = CancellationToken::new();
         let incoming = Arc::new(AllIncoming::new(1 << 20, Duration::from_secs(1)));
-        let routes = Routes::new(config, hub, incoming, admission, draining.clone());
+        let routes = Routes::new(settings, hub, incoming, admission, draining.clone());
         let status = |path| match routes.health(&Method::GET, path) {
             Ok(response) => response.unwrap().status().as_u16(),
             Err(refusal) => refusal.status().as_u16(),

@@ -2,19 +2,17 @@
 
 use tracing::warn;
 
-use crate::config::Config;
-
 /// Listeners, standard streams, the runtime's own, and connections that are being refused.
 const OTHER_DESCRIPTORS: u64 = 512;
 
 /// Raises the limit to the descriptors that `--max-connections` needs; warns if there are fewer.
-pub fn raise_limit(config: &Config) {
-    let needed = config.limits.max_connections as u64 + OTHER_DESCRIPTORS;
+pub fn raise_limit(max_connections: usize) {
+    let needed = max_connections as u64 + OTHER_DESCRIPTORS;
     match rlimit::increase_nofile_limit(needed) {
         Ok(limit) if limit < needed => warn!(
             "the system allows {limit} open files, too few for --max-connections {}: raise it with \
              ulimit -n {needed}",
-            config.limits.max_connections
+            max_connections
         ),
         Ok(_) => {}
         Err(error) => warn!("cannot tell how many open files are allowed: {error}"),

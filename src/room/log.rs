@@ -13,7 +13,7 @@ use super::history::History;
 use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::Receipts;
 use super::subscription::{Source, Subscription};
-use crate::config::{Config, Mode};
+use crate::config::{self, Limits, Mode};
 use crate::format::{Batch, Format, Frames};
 use crate::message::MessageId;
 
@@ -118,18 +118,20 @@ pub(crate) struct Sealed;
 
 impl Room {
     /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
-    pub(crate) fn new(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(
+        mode: Mode,
+        history: &config::History,
+        limits: &Limits,
+        epoch: u64,
+        total: Arc<AtomicUsize>,
+    ) -> Self {
         let bound = Bound {
-            messages: config.limits.max_queue,
-            bytes: config.limits.max_queue_bytes.bytes(),
+            messages: limits.max_queue,
+            bytes: limits.max_queue_bytes.bytes(),
         };
-        let history = History::new(
-            config.history.limit,
-            config.history.bytes.bytes(),
-            bound.bytes,
-        );
+        let history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
         Self {
-            mode: config.service.mode,
+            mode,
             bound,
             log: Mutex::new(Log {
                 epoch,
@@ -305,7 +307,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::config::Size;
+    use crate::config::{Config, Size};
     use crate::disconnect::Disconnect;
     use crate::format::Chunk;
     use crate::format::Outbox;
@@ -313,6 +315,16 @@ mod tests {
     use crate::message::Kind;
 
     const NO_PREFIX: Option<String> = Some(String::new());
+
+    fn new_room(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Room {
+        let Config {
+            service,
+            history,
+            limits,
+            ..
+        } = config;
+        Room::new(service.mode, history, limits, epoch, total)
+    }
 
     fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
         Config::with(|config| {
@@ -333,8 +345,8 @@ mod tests {
     impl Numbers {
         fn new(config: &Config) -> Self {
             Self {
-                room: Arc::new(Room::new(config, 1, Arc::default())),
-                plain: Plain::new(config),
+                room: Arc::new(new_room(config, 1, Arc::default())),
+                plain: Plain::new(&config.service),
                 last: 0,
             }
         }
@@ -630,8 +642,8 @@ mod tests {
     fn the_bytes_of_all_rooms_are_counted_through_every_change() {
         let total = Arc::new(AtomicUsize::new(0));
         let config = config(Mode::Broadcast, 3, 10);
-        let plain = Plain::new(&config);
-        let rooms = [1, 2].map(|epoch| Room::new(&config, epoch, total.clone()));
+        let plain = Plain::new(&config.service);
+        let rooms = [1, 2].map(|epoch| new_room(&config, epoch, total.clone()));
         let mut costs = Vec::new();
         for payload in ["1", "22", "333", "4444"] {
             for room in &rooms {
