@@ -174,27 +174,71 @@ async fn a_steady_reader_gets_all_however_much_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ping_behind_megabytes_has_the_time_that_they_need() {
+async fn a_steady_reader_behind_nginx_gets_all() {
     let server = impatient(2000).await;
-    // All of it goes into the buffers of kernels and nginx, and then nothing waits here.
     let load = Load {
-        messages: 60,
+        messages: 200,
         message_size: 16_000,
-        rate: 300_000,
+        rate: 2_000_000,
     };
     publish(server.address, load).await;
-    let mut addresses = vec![server.address];
-    let nginx = Nginx::in_front_of(server.address).await;
-    addresses.extend(nginx.as_ref().map(|nginx| nginx.address));
-    let mut readers = Vec::new();
-    for address in addresses {
-        for way in WAYS {
-            readers.push(tokio::spawn(read_slowly(address, "localhost", way, load)));
-        }
-    }
+    let Some(nginx) = Nginx::in_front_of(server.address).await else {
+        return;
+    };
+    let readers = WAYS.map(|way| tokio::spawn(read_slowly(nginx.address, "localhost", way, load)));
     for reader in readers {
         reader.await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_behind_what_is_not_read_has_the_time_that_it_needs() {
+    let server = impatient(400).await;
+    // The kernel of the client takes all of it, and then nothing waits here.
+    let load = Load {
+        messages: 12,
+        message_size: 16_000,
+        rate: 80_000,
+    };
+    publish(server.address, load).await;
+    let readers = [Way::Plain, Way::Json]
+        .map(|way| tokio::spawn(read_slowly(server.address, "localhost", way, load)));
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+/// Bytes that the kernel holds for the peer at `peer` of a socket of this machine (proc_net_tcp(5)).
+fn queued_for(peer: SocketAddr) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!(":{:04X}", peer.port());
+    let of_peer = table.lines().map(|line| line.split_whitespace());
+    let queues = of_peer.filter_map(|mut fields| {
+        let remote_of = fields.nth(2)?;
+        let queues = fields.nth(1)?;
+        remote_of.ends_with(&remote).then(|| queues.to_owned())
+    });
+    queues
+        .map(|it| usize::from_str_radix(it.split(':').next().unwrap(), 16).unwrap())
+        .sum()
+}
+
+#[tokio::test]
+async fn the_kernel_holds_little_that_it_cannot_send() {
+    let server = TestServer::quiet(|_| {}).await;
+    let load = Load {
+        messages: 500,
+        message_size: 16_000,
+        rate: 1,
+    };
+    publish(server.address, load).await;
+    let mut client = RawClient::with_small_window(server.address).await;
+    client.upgrade("/").await;
+    let peer = client.stream.local_addr().unwrap();
+    eventually("its socket is full", || queued_for(peer) > 32 * 1024).await;
+    // A byte of each further frame is only written when there is space.
+    client.read_frame().await;
+    assert!(queued_for(peer) < 512 * 1024, "{}", queued_for(peer));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
