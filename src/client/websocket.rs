@@ -265,16 +265,17 @@ impl<S: Transport> WebSocket<S> {
     /// Returns at once where the connection is gone. Else the wait is the close timeout, or as long as a
     /// slow client needs to read the `unread` bytes ahead of the close frame.
     pub(crate) async fn finish(&mut self, why: &Disconnect, unread: u64) {
+        // Before anything is written: a cut of the message would end the write of the close frame.
+        if why.ends_reading() {
+            self.unfinished = None;
+            self.decoder.abandon();
+        }
         // Flushes pending answers, so that the close frame fits in the decoder's buffer.
         if self.write_pending
             || matches!(why, Disconnect::Gone | Disconnect::Transport(_))
             || self.write(&mut Outbox::new()).await.is_err()
         {
             return;
-        }
-        if why.ends_reading() {
-            self.unfinished = None;
-            self.decoder.abandon();
         }
         self.decoder.close(why.close_frame());
         if self.write(&mut Outbox::new()).await.is_ok() {
