@@ -5,25 +5,45 @@ mod invocation;
 mod origin;
 mod units;
 
-use clap::{Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use groups::{Access, History, Limits, Listening, Logs, Service, Times};
 pub use invocation::Invocation;
 pub use origin::{Host, HostPattern, Origin, OriginPattern};
 pub use units::{Size, Time};
 
-/// All options: the command line, the environment and the defaults in one.
+/// The command line: without a command it serves.
 #[derive(Debug, Clone, PartialEq, Parser)]
 #[command(
     name = "wscast",
     version,
-    about = "A WebSocket echo and broadcast server"
-)]
-#[command(
+    about = "A WebSocket echo and broadcast server",
+    disable_help_subcommand = true,
     after_help = "Durations are seconds (10, 0.5) or carry a unit (500ms, 2m); sizes are \
                         bytes or carry one (64KiB, 1MiB).\nRUST_LOG sets what is logged (default \
                         info); logs go to stderr."
 )]
+pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Config,
+}
+
+/// What the binary does beside serving.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Command {
+    /// Write a completion script for a shell to stdout
+    Completions {
+        /// The shell that reads it
+        shell: clap_complete::Shell,
+    },
+}
+
+/// All options of the server: the command line, the environment and the defaults in one.
+#[derive(Debug, Clone, PartialEq, Args)]
 pub struct Config {
     /// What the server does with messages, and how it ends.
     #[command(flatten)]
@@ -76,16 +96,18 @@ pub enum LogFormat {
     Json,
 }
 
-impl Config {
-    /// The command line of this server, which reads no variable.
-    fn command_without_environment() -> Command {
+impl Cli {
+    /// The command line as clap describes it, which reads no variable.
+    fn command_without_environment() -> clap::Command {
         Self::command().mut_args(|arg| {
             // Or "-1" would be taken for an option, and the error would not name the right one.
             let negative = arg.get_action().takes_values();
             arg.env(None::<&str>).allow_negative_numbers(negative)
         })
     }
+}
 
+impl Config {
     /// The defaults with these changes.
     pub fn with(change: impl FnOnce(&mut Self)) -> Self {
         let mut config = Self::default();
@@ -125,7 +147,7 @@ impl Config {
 impl Default for Config {
     /// The empty command line, whatever the environment says.
     fn default() -> Self {
-        let matches = Self::command_without_environment().get_matches_from(["wscast"]);
+        let matches = Cli::command_without_environment().get_matches_from(["wscast"]);
         Self::from_arg_matches(&matches).expect("every option has a default that parses")
     }
 }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::config::{Config, History, Limits, Service};
 use crate::format::{self, Batch, Event, Format, Frames, Plain};
 use crate::message::MessageId;
-use crate::room::{Follow, Room, Sealed, Start, Subscription};
+use crate::room::{Delivery, Follow, Room, Sealed, Start, Subscription};
 use crate::store::Store;
 use ranking::{Ranked, Ranking};
 
@@ -270,14 +270,14 @@ impl RoomGuard {
         &self.room
     }
 
-    /// Publishes messages to the room; returns them with their ids once they are in its log.
+    /// Publishes messages to the room; returns once they are in its log.
     ///
     /// # Errors
     /// [`Sealed`] when the server is shutting down; the messages are not appended then.
-    pub(crate) fn publish(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
-        let batch = self.room.deliver(frames)?;
+    pub(crate) fn publish(&self, frames: Frames) -> Result<Delivery, Sealed> {
+        let delivery = self.room.deliver(frames)?;
         self.hub.settle(&self.room);
-        Ok(batch)
+        Ok(delivery)
     }
 }
 
@@ -333,7 +333,7 @@ mod tests {
         guard
             .plain()
             .encode(Kind::Text, text.as_bytes(), &mut builder);
-        guard.publish(builder.take().unwrap()).unwrap()
+        guard.publish(builder.take().unwrap()).unwrap().batch
     }
 
     /// The names of the rooms; asserts that the indexes beside them agree.

@@ -21,4 +21,5 @@ pub(crate) mod protocol;
 pub(crate) mod room;
 pub mod server;
 pub(crate) mod store;
+pub mod tools;
 pub(crate) mod transport;

@@ -1,16 +1,15 @@
-//! The command: arguments, runtime, exit code.
+//! The command: arguments, runtime, subcommand, exit code.
 
+use std::io;
 use std::num::NonZero;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use tokio::runtime::{self, Runtime};
-use tracing::{info, warn};
-use wscast::config::{Config, Invocation};
-use wscast::ops::log::Log;
-use wscast::ops::signals::Signals;
-use wscast::ops::{announcement, descriptors};
-use wscast::server::Server;
+use tracing::warn;
+use wscast::config::Invocation;
+use wscast::ops::{Log, Signals};
+use wscast::{server, tools};
 
 fn main() -> ExitCode {
     let signals = Signals::register();
@@ -30,14 +29,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    log.subscribe(invocation.config.logs.format);
-    for warning in &invocation.warnings {
-        warn!("{warning}");
-    }
-    let serve = |signals| {
-        runtime(invocation.config.service.threads)?.block_on(run(&invocation.config, signals, &log))
+    let done = match &invocation.command {
+        Some(command) => tools::run(command),
+        None => serve(&invocation, signals, &log),
     };
-    match signals.context("cannot handle signals").and_then(serve) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let message = invocation.name_variables(&format!("{error:#}"));
@@ -45,6 +41,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn serve(invocation: &Invocation, signals: io::Result<Signals>, log: &Log) -> anyhow::Result<()> {
+    let config = &invocation.config;
+    log.subscribe(config.logs.format);
+    for warning in &invocation.warnings {
+        warn!("{warning}");
+    }
+    let signals = signals.context("cannot handle signals")?;
+    runtime(config.service.threads)?.block_on(server::run(config, signals, log))
 }
 
 /// So many threads, or one for each processor. With one alone there is no thread to share work with,
@@ -60,18 +66,4 @@ fn runtime(threads: Option<usize>) -> anyhow::Result<Runtime> {
         }
     };
     builder.enable_all().build().context("cannot start")
-}
-
-async fn run(config: &Config, signals: Signals, log: &Log) -> anyhow::Result<()> {
-    let mut stop = signals.stop()?;
-    descriptors::raise_limit(config.limits.max_connections);
-    let server = tokio::select! {
-        server = Server::bind(config.clone()) => server?,
-        () = &mut stop => return Ok(()),
-    };
-    announcement::announce(config, &server.local_addrs()?, log);
-    // As a task, it accepts on the threads that serve what it accepts, and need not wake them for it.
-    tokio::spawn(server.run(stop)).await?;
-    info!("stopped");
-    Ok(())
 }

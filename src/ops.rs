@@ -1,6 +1,9 @@
 //! The process as its operator and its operating system see it.
 
-pub mod announcement;
-pub mod descriptors;
-pub mod log;
-pub mod signals;
+pub(crate) mod announcement;
+pub(crate) mod descriptors;
+mod log;
+mod signals;
+
+pub use log::Log;
+pub use signals::Signals;

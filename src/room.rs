@@ -7,6 +7,6 @@ pub(crate) mod queue;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 
-pub(crate) use log::{Follow, Room, Sealed, Start};
+pub(crate) use log::{Delivery, Follow, Room, Sealed, Start};
 pub(crate) use name::RoomName;
 pub(crate) use subscription::Subscription;

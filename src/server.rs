@@ -32,6 +32,7 @@ use crate::format::Format;
 use crate::http::exchange::{Http, Upgraded};
 use crate::http::routes::Routes;
 use crate::hub::Hub;
+use crate::ops::{Log, Signals, announcement, descriptors};
 use crate::store::Store;
 use crate::transport::listener::listen;
 
@@ -41,6 +42,24 @@ const WITHOUT_PLACE: usize = 256;
 
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Binds, logs where it listens, and serves until a signal ends it.
+///
+/// # Errors
+/// One line that names the option and the remedy.
+pub async fn run(config: &Config, signals: Signals, log: &Log) -> anyhow::Result<()> {
+    let mut stop = signals.stop()?;
+    descriptors::raise_limit(config.limits.max_connections);
+    let server = select! {
+        server = Server::bind(config.clone()) => server?,
+        () = &mut stop => return Ok(()),
+    };
+    announcement::announce(config, &server.local_addrs()?, log);
+    // As a task, it accepts on the threads that serve what it accepts, and need not wake them for it.
+    tokio::spawn(server.run(stop)).await?;
+    info!("stopped");
+    Ok(())
+}
 
 /// A server that listens.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
 use crate::protocol::frame;
-use crate::room::Subscription;
+use crate::room::{Delivery, Subscription};
 use crate::transport::Transport;
 
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
@@ -212,14 +212,14 @@ impl<S: Transport> Session<S> {
     fn publish_read(&mut self) {
         self.note_received();
         self.take_receipt();
-        let mut receivers = 0;
+        let mut queues = 0;
         while let Some(frames) = self.batch_builder.take() {
-            receivers = self.publish(frames);
+            queues = self.publish(frames);
         }
-        self.pending_yields += receivers / TASKS_PER_YIELD;
+        self.pending_yields += queues / TASKS_PER_YIELD;
     }
 
-    /// Publishes a batch, and echoes it in echo mode; returns how many queues hold it.
+    /// Publishes a batch, and echoes it in echo mode; returns how many queues it was put into.
     fn publish(&mut self, frames: Frames) -> usize {
         let span = &self.record.span;
         self.record.received += frames.payloads().len() as u64;
@@ -227,11 +227,9 @@ impl<S: Transport> Session<S> {
             message_log::received(span, &frames);
         }
         // A sealed room rejects the batch; the session still drains the log before it ends.
-        let Ok(batch) = self.room_guard.publish(frames) else {
+        let Ok(Delivery { batch, queues }) = self.room_guard.publish(frames) else {
             return 0;
         };
-        // Each queue holds one reference.
-        let receivers = Arc::strong_count(&batch);
         match self.settings.mode {
             Mode::Echo => {
                 self.record.sent += batch.len() as u64;
@@ -244,7 +242,7 @@ impl<S: Transport> Session<S> {
             }
             Mode::Broadcast => {}
         }
-        receivers
+        queues
     }
 
     /// Writes the whole outbox, and waits for the socket where necessary.
@@ -347,7 +345,7 @@ fn received_sink(
     }
 }
 
-/// Receivers for one yield: about as many tasks as the runtime runs before a yielded task runs again.
+/// Queues for one yield: about as many tasks as the runtime runs before a yielded task runs again.
 const TASKS_PER_YIELD: usize = 61;
 
 /// Reads and writes in one turn. Without a bound, a session whose client and room never pause starves

@@ -10,7 +10,7 @@ use super::{HostPattern, LogFormat, Mode, OriginPattern, Size, Time, units};
 #[command(next_help_heading = "Service")]
 pub struct Service {
     /// echo: a message goes back to its sender alone, and later clients see it in the history;
-    /// broadcast: it goes to everybody in the room
+    /// broadcast: it goes to every client of the room
     #[arg(
         long,
         env = "WSCAST_MODE",

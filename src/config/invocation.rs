@@ -4,14 +4,16 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, Command, CommandFactory, Error, FromArgMatches};
+use clap::{Arg, ArgAction, CommandFactory, Error, FromArgMatches};
 
-use super::Config;
+use super::{Cli, Command, Config};
 
 /// What the command line and the environment of a process say.
 #[derive(Debug)]
 pub struct Invocation {
-    /// The options.
+    /// What to do instead of serving.
+    pub command: Option<Command>,
+    /// The options of the server.
     pub config: Config,
     /// What is odd about the environment without being an error, for the log.
     pub warnings: Vec<String>,
@@ -48,7 +50,7 @@ impl Invocation {
                 ))
             })?);
         }
-        let command = Config::command_without_environment();
+        let command = Cli::command_without_environment();
         let mut invocation = match command.clone().try_get_matches_from(&words) {
             Ok(matches) => {
                 let given = |arg: &Arg| {
@@ -58,7 +60,7 @@ impl Invocation {
             }
             // The help names the variables.
             Err(asked) if !asked.use_stderr() => {
-                return Err(Config::command()
+                return Err(Cli::command()
                     .try_get_matches_from(&words)
                     .err()
                     .unwrap_or(asked));
@@ -72,7 +74,8 @@ impl Invocation {
             .chain(of_variables)
             .chain(&words[at..])
             .collect();
-        invocation.config = Config::from_arg_matches(&command.try_get_matches_from(all)?)?;
+        let cli = Cli::from_arg_matches(&command.try_get_matches_from(all)?)?;
+        (invocation.command, invocation.config) = (cli.command, cli.serve);
         match invocation.config.validate() {
             Ok(()) => Ok(invocation),
             Err(message) => Err(invalid(invocation.name_variables(&message))),
@@ -100,17 +103,18 @@ impl Invocation {
 /// What the environment sets where the command line has not `given` it already; with the default
 /// configuration in the place of the one that is still to be read.
 fn read_environment(
-    command: &Command,
+    command: &clap::Command,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     given: impl Fn(&Arg) -> bool,
 ) -> Result<Invocation, Error> {
     let mut invocation = Invocation {
+        command: None,
         config: Config::default(),
         warnings: Vec::new(),
         settings: Vec::new(),
     };
     // Which names which variable is lost where no variable is to be read.
-    let named = Config::command();
+    let named = Cli::command();
     for (variable, value) in variables {
         let Ok(variable) = variable.into_string() else {
             continue;
@@ -215,7 +219,7 @@ fn is_of_others(variable: &str) -> bool {
 }
 
 /// A line that helps to find a misspelt variable, which without it would be without any effect.
-fn unknown(variable: &str, command: &Command) -> String {
+fn unknown(variable: &str, command: &clap::Command) -> String {
     let names = command.get_arguments().filter_map(Arg::get_env);
     let nearest = names
         .map(|it| it.to_string_lossy())
@@ -225,7 +229,7 @@ fn unknown(variable: &str, command: &Command) -> String {
 }
 
 fn invalid(message: String) -> Error {
-    Config::command().error(ErrorKind::ValueValidation, message)
+    Cli::command().error(ErrorKind::ValueValidation, message)
 }
 
 #[cfg(test)]
@@ -265,7 +269,7 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_unset_except_for_a_text() {
-        let names = Config::command();
+        let names = Cli::command();
         let names: Vec<&str> = names
             .get_arguments()
             .filter_map(|it| {
@@ -427,7 +431,7 @@ mod tests {
 
     #[test]
     fn no_error_speaks_rust() {
-        let command = Config::command();
+        let command = Cli::command();
         let values = [
             "",
             "x",

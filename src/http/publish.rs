@@ -64,7 +64,7 @@ impl Routes {
         if self.settings.log_messages {
             message_log::received(&Span::current(), &frames);
         }
-        let batch = guard.publish(frames).map_err(|_| JoinError::Sealed)?;
+        let batch = guard.publish(frames).map_err(|_| JoinError::Sealed)?.batch;
         if self.settings.log_messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }

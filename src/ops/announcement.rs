@@ -6,14 +6,14 @@ use if_addrs::{Interface, get_if_addrs};
 
 use tracing::{Level, enabled, info};
 
-use super::log::Log;
+use super::Log;
 use crate::config::Config;
 
 /// How many addresses of this machine are named.
 const MAX_ADDRESSES: usize = 8;
 
 /// Logs that a server is `bound` to these addresses, and how it is reached.
-pub fn announce(config: &Config, bound: &[SocketAddr], log: &Log) {
+pub(crate) fn announce(config: &Config, bound: &[SocketAddr], log: &Log) {
     if let Some(address) = bound.first() {
         let line = config.listening_line(address.port());
         // Programs wait for this line, whatever RUST_LOG says.

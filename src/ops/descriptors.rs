@@ -6,7 +6,7 @@ use tracing::warn;
 const OTHER_DESCRIPTORS: u64 = 512;
 
 /// Raises the limit to the descriptors that `--max-connections` needs; warns if there are fewer.
-pub fn raise_limit(max_connections: usize) {
+pub(crate) fn raise_limit(max_connections: usize) {
     let needed = max_connections as u64 + OTHER_DESCRIPTORS;
     match rlimit::increase_nofile_limit(needed) {
         Ok(limit) if limit < needed => warn!(

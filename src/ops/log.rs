@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::time::FormatTime;
 use crate::config::LogFormat;
 
 /// Bytes that may wait for stderr; as many again are being written. Lines beyond are lost.
-pub const MAX_WAITING: usize = 1 << 20;
+const MAX_WAITING: usize = 1 << 20;
 
 /// Lines are coalesced for this long: under load, a line costs no system call and no thread switch.
 const COALESCING: Duration = Duration::from_millis(10);
@@ -71,9 +71,18 @@ impl Log {
 
     /// Writes an error on one line, without the reminder how the command is used.
     pub fn print_error(&self, text: &str) {
-        let lines = text.lines().map(str::trim);
-        let lines = lines.filter(|it| !it.is_empty() && !it.starts_with("Usage:"));
-        self.print(&lines.collect::<Vec<_>>().join(" "));
+        let mut line = String::new();
+        for part in text.lines().map(str::trim) {
+            match part {
+                "" => continue,
+                _ if part.starts_with("Usage:") => continue,
+                _ if line.is_empty() => {}
+                _ if line.ends_with(':') || part.starts_with('[') => line.push(' '),
+                _ => line.push_str("; "),
+            }
+            line.push_str(part);
+        }
+        self.print(&line.replace("; For more", "; for more"));
     }
 
     /// Writes a line as it is, whatever `RUST_LOG` says.

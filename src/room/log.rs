@@ -111,6 +111,15 @@ impl Log {
     }
 }
 
+/// Messages that a room has taken.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// The messages with their ids.
+    pub(crate) batch: Arc<Batch>,
+    /// How many live queues they were put into.
+    pub(crate) queues: usize,
+}
+
 /// The room takes no more messages: the server is shutting down.
 #[derive(Debug, thiserror::Error)]
 #[error("the room is sealed")]
@@ -146,12 +155,11 @@ impl Room {
         }
     }
 
-    /// Appends messages to the log and, in broadcast mode, to every live queue; returns them with their
-    /// ids. Never waits for a client.
+    /// Appends messages to the log and, in broadcast mode, to every live queue. Never waits for a client.
     ///
     /// # Errors
     /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
-    pub(crate) fn deliver(&self, frames: Frames) -> Result<Arc<Batch>, Sealed> {
+    pub(crate) fn deliver(&self, frames: Frames) -> Result<Delivery, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
             return Err(Sealed);
@@ -161,10 +169,16 @@ impl Room {
             seq: log.history.next(),
         };
         let batch = Arc::new(Batch::new(first, frames));
+        let mut queues = 0;
         if self.mode == Mode::Broadcast {
             let log = &mut *log;
             for (key, member) in &mut log.registry {
-                if member.behind.is_none() && !member.sender.send(&batch, self.bound) {
+                if member.behind.is_some() {
+                    continue;
+                }
+                if member.sender.send(&batch, self.bound) {
+                    queues += 1;
+                } else {
                     member.behind = Some(first.seq);
                     log.behind.insert((first.seq, key));
                 }
@@ -173,7 +187,7 @@ impl Room {
         let needed = log.needed();
         log.history.push(&batch, needed);
         self.account(&log.history);
-        Ok(batch)
+        Ok(Delivery { batch, queues })
     }
 
     /// Subscribes to the log: first the history, then live messages, without a gap between them.
@@ -358,7 +372,7 @@ mod tests {
                 let text = number.to_string();
                 self.plain.encode(Kind::Text, text.as_bytes(), &mut builder);
             }
-            let batch = self.room.deliver(builder.take().unwrap()).unwrap();
+            let batch = self.room.deliver(builder.take().unwrap()).unwrap().batch;
             assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
             self.last += count;
         }
@@ -649,7 +663,7 @@ mod tests {
             for room in &rooms {
                 let mut builder = BatchBuilder::default();
                 plain.encode(Kind::Text, payload.as_bytes(), &mut builder);
-                costs.push(room.deliver(builder.take().unwrap()).unwrap().cost());
+                costs.push(room.deliver(builder.take().unwrap()).unwrap().batch.cost());
             }
         }
         // Two rooms, and three of the four messages.

@@ -26,6 +26,26 @@ async fn the_readme_shows_the_help_as_it_is() {
 }
 
 #[tokio::test]
+async fn completions_are_written_for_each_shell() {
+    for (shell, line) in [
+        ("bash", "complete -F _wscast"),
+        ("fish", "-l history-limit"),
+        ("zsh", "#compdef wscast"),
+    ] {
+        let script = output(wscast(&format!("completions {shell}"))).await;
+        assert!(script.status.success());
+        let script = String::from_utf8(script.stdout).unwrap();
+        assert!(script.contains(line), "{script}");
+    }
+    for words in ["completions", "completions basic", "complete bash"] {
+        let refused = output(wscast(words)).await;
+        assert_eq!(refused.status.code(), Some(2), "{words}");
+        let lines = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+    }
+}
+
+#[tokio::test]
 async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
     for (arguments, server) in [("", "WebSocket"), ("--mode broadcast", "Broadcast")] {
         let mut process = Process::spawn(wscast(&format!("--port 0 {arguments}"))).await;
