@@ -1,20 +1,22 @@
 //! The registry of rooms by name: joining, leaving, and eviction when space runs out.
 
-pub(crate) mod ranking;
+mod membership;
+mod ranking;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::config::{Config, History, Limits, Service};
-use crate::format::{self, Batch, Event, Format, Frames, Plain};
+use crate::format::{Batch, Frames, Plain};
 use crate::message::MessageId;
-use crate::room::{Delivery, Follow, Room, Sealed, Start, Subscription};
+use crate::room::{Delivery, Follow, Room, Sealed, Start};
 use crate::store::Store;
 use ranking::{Ranked, Ranking};
+
+pub(crate) use membership::Membership;
 
 /// All rooms of a server.
 ///
@@ -216,37 +218,6 @@ impl Rooms {
         let entry = self.by_name.remove(name).expect("a room has its name");
         self.ranking.remove(&entry.room);
         entry.room
-    }
-}
-
-/// A client's membership of a room.
-#[derive(Debug)]
-pub(crate) struct Membership {
-    /// Its place in the log of the room.
-    pub(crate) subscription: Subscription,
-    /// Where the subscription starts.
-    pub(crate) start: Start,
-    /// Keeps the room in the registry.
-    pub(crate) room_guard: RoomGuard,
-}
-
-impl Membership {
-    /// The first event for the client: the welcome, unless it is empty.
-    pub(crate) fn greeting(&self) -> Option<Bytes> {
-        let RoomGuard { hub, name, .. } = &self.room_guard;
-        let format = self.subscription.format();
-        if format == Format::Plain {
-            return hub.plain.greeting();
-        }
-        let welcome = Event::Welcome {
-            text: hub.service.welcome(),
-            room: name,
-            mode: hub.service.mode.name(),
-            last_id: self.start.last.map(|id| id.to_string()),
-            resumed: self.start.resumed,
-            missed: self.start.missed,
-        };
-        Some(format::render_event(&welcome, format))
     }
 }
 

@@ -1,5 +1,6 @@
 //! RFC 6455: frames and their contents. No IO, no room, no options.
 
+mod answers;
 pub(crate) mod decoder;
 pub(crate) mod fast_path;
 pub(crate) mod frame;

@@ -23,8 +23,8 @@ use tracing::{error, info, info_span, warn};
 
 use crate::admission::Admission;
 use crate::client::Settings;
+use crate::client::budget::Budget;
 use crate::client::event_stream::EventStream;
-use crate::client::incoming::Incoming;
 use crate::client::session::Session;
 use crate::config::Config;
 use crate::excerpt::excerpt;
@@ -72,7 +72,7 @@ pub struct Server {
     max_connections: usize,
     drain_timeout: Duration,
     hub: Arc<Hub>,
-    incoming: Arc<Incoming>,
+    budget: Arc<Budget>,
     http: Http,
     draining: CancellationToken,
 }
@@ -90,7 +90,7 @@ impl Server {
         let hub = Arc::new(Hub::new(&config, Store::memory()));
         let draining = CancellationToken::new();
         let admission = Admission::new(&config.access, &config.listening.host, only_local);
-        let incoming = Arc::new(Incoming::new(
+        let budget = Arc::new(Budget::new(
             config.limits.max_incoming.bytes(),
             config.times.write_timeout.get(),
         ));
@@ -98,7 +98,7 @@ impl Server {
         let routes = Routes::new(
             settings.clone(),
             hub.clone(),
-            incoming.clone(),
+            budget.clone(),
             admission,
             draining.clone(),
         );
@@ -113,7 +113,7 @@ impl Server {
                 draining.clone(),
             ),
             hub,
-            incoming,
+            budget,
             settings,
             max_connections: config.limits.max_connections,
             drain_timeout: config.service.drain_timeout.get(),
@@ -135,7 +135,7 @@ impl Server {
             places: self.places.clone(),
             max_connections: self.max_connections,
             hub: self.hub.clone(),
-            incoming: self.incoming.clone(),
+            budget: self.budget.clone(),
         }
     }
 
@@ -188,8 +188,8 @@ impl Server {
             });
             return;
         };
-        let (settings, incoming) = (self.settings.clone(), self.incoming.clone());
-        connections.spawn(serve(stream, peer, place, http, settings, incoming));
+        let (settings, budget) = (self.settings.clone(), self.budget.clone());
+        connections.spawn(serve(stream, peer, place, http, settings, budget));
     }
 
     /// Ends when one more connection without a place has to give way to the next.
@@ -236,7 +236,7 @@ pub struct Monitor {
     places: Arc<Semaphore>,
     max_connections: usize,
     hub: Arc<Hub>,
-    incoming: Arc<Incoming>,
+    budget: Arc<Budget>,
 }
 
 impl Monitor {
@@ -247,7 +247,7 @@ impl Monitor {
 
     /// Bytes of messages and bodies that have begun and are not complete.
     pub fn incoming(&self) -> usize {
-        self.incoming.bytes()
+        self.budget.bytes()
     }
 
     /// Rooms that have clients or a history.
@@ -266,12 +266,12 @@ fn serve(
     place: OwnedSemaphorePermit,
     http: Http,
     settings: Arc<Settings>,
-    incoming: Arc<Incoming>,
+    budget: Arc<Budget>,
 ) -> impl Future<Output = ()> {
     let exchange = Box::pin(http.serve(stream, peer, None));
     async move {
         let mut client = match exchange.await {
-            Some(upgraded) => Client::new(upgraded, peer, settings, incoming),
+            Some(upgraded) => Client::new(upgraded, peer, settings, budget),
             None => return,
         };
         match &mut client {
@@ -299,7 +299,7 @@ impl Client {
         upgraded: Upgraded<TcpStream>,
         peer: SocketAddr,
         settings: Arc<Settings>,
-        incoming: Arc<Incoming>,
+        budget: Arc<Budget>,
     ) -> Self {
         let span = info_span!("client", %peer, room = &*excerpt(upgraded.room.as_bytes()));
         let (stream, membership) = (upgraded.stream, upgraded.membership);
@@ -309,7 +309,7 @@ impl Client {
         } else {
             let ahead = upgraded.ahead;
             Self::WebSocket(Session::new(
-                stream, ahead, membership, settings, incoming, span,
+                stream, ahead, membership, settings, budget, span,
             ))
         }
     }

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::client::Settings;
+use crate::client::budget::Budget;
 use crate::client::heartbeat::{Beat, HeartbeatTimer};
-use crate::client::incoming::Incoming;
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
 use crate::client::websocket::WebSocket;
@@ -66,12 +66,12 @@ impl<S: Transport> Session<S> {
         ahead: Vec<u8>,
         membership: Membership,
         settings: Arc<Settings>,
-        incoming: Arc<Incoming>,
+        budget: Arc<Budget>,
         span: Span,
     ) -> Self {
         let record = ConnectionRecord::new(span);
         let plain = membership.room_guard.plain().clone();
-        let mut socket = WebSocket::new(stream, settings.clone(), incoming);
+        let mut socket = WebSocket::new(stream, settings.clone(), budget);
         let mut batch_builder = BatchBuilder::default();
         let epoch = membership.subscription.epoch();
         let mut receipt = None;
@@ -380,8 +380,8 @@ mod tests {
         start: Instant,
     }
 
-    fn incoming() -> Arc<Incoming> {
-        Arc::new(Incoming::new(1 << 20, secs(10)))
+    fn budget() -> Arc<Budget> {
+        Arc::new(Budget::new(1 << 20, secs(10)))
     }
 
     /// A broadcast hub without texts.
@@ -402,14 +402,8 @@ mod tests {
             let (stream, theirs) = duplex(window);
             let membership = hub.join("/", Follow::default()).unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
-            let mut session = Session::new(
-                theirs,
-                ahead,
-                membership,
-                settings.clone(),
-                incoming(),
-                span,
-            );
+            let mut session =
+                Session::new(theirs, ahead, membership, settings.clone(), budget(), span);
             Self {
                 stream,
                 session: tokio::spawn(async move { session.run().await }),
@@ -491,7 +485,7 @@ mod tests {
             Vec::new(),
             membership,
             settings,
-            incoming(),
+            budget(),
             Span::none(),
         );
         let session = tokio::spawn(async move { session.run().await });
@@ -795,7 +789,7 @@ mod tests {
             Vec::new(),
             membership,
             settings,
-            incoming(),
+            budget(),
             Span::none(),
         );
         let size = size_of_val(&session) + size_of_val(&session.run());

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::incoming::Unfinished;
+use super::budget::Share;
 use super::websocket::WebSocket;
 use crate::disconnect::Disconnect;
 use crate::transport::Transport;
@@ -14,7 +14,7 @@ use crate::transport::Transport;
 #[derive(Debug)]
 pub(super) struct Progress {
     /// Its share of `--max-incoming`; none below [`COUNTED_FROM`].
-    pub(super) share: Option<Unfinished>,
+    pub(super) share: Option<Share>,
     /// Bytes received of it.
     pub(super) held: usize,
     /// When its last byte was received; time without reads is added.
@@ -85,7 +85,7 @@ impl<S: Transport> WebSocket<S> {
             (progress.held, progress.since) = (held, now);
         }
         if progress.share.is_none() && held >= COUNTED_FROM {
-            progress.share = Some(self.incoming.begin());
+            progress.share = Some(self.budget.begin());
         }
         if let Some(share) = &progress.share {
             share.update(held, missing);

@@ -12,8 +12,8 @@ use tokio::select;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
+use super::budget::Budget;
 use super::heartbeat::time_to_read;
-use super::incoming::Incoming;
 use super::unfinished::{COUNTED_FROM, Progress};
 use crate::client::Settings;
 use crate::disconnect::Disconnect;
@@ -44,15 +44,15 @@ pub(crate) struct WebSocket<S> {
     pub(super) write_pending: bool,
     /// Bytes written to the client.
     pub(super) written: u64,
-    /// The incoming message that is incomplete, if any.
+    /// The budget message that is incomplete, if any.
     pub(super) unfinished: Option<Box<Progress>>,
-    pub(super) incoming: Arc<Incoming>,
+    pub(super) budget: Arc<Budget>,
     pub(super) settings: Arc<Settings>,
 }
 
 impl<S: Transport> WebSocket<S> {
     /// A socket after its handshake.
-    pub(crate) fn new(stream: S, settings: Arc<Settings>, incoming: Arc<Incoming>) -> Self {
+    pub(crate) fn new(stream: S, settings: Arc<Settings>, budget: Arc<Budget>) -> Self {
         Self {
             stream,
             decoder: Decoder::new(settings.max_message_size),
@@ -62,7 +62,7 @@ impl<S: Transport> WebSocket<S> {
             write_pending: false,
             written: 0,
             unfinished: None,
-            incoming,
+            budget,
             settings,
         }
     }
@@ -321,7 +321,7 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
-        let socket = WebSocket::new(accepted.unwrap().0, settings(), incoming());
+        let socket = WebSocket::new(accepted.unwrap().0, settings(), budget());
         (socket, client.unwrap())
     }
 
@@ -329,8 +329,8 @@ pub(crate) mod tests {
         Arc::new(Settings::from(&Config::default()))
     }
 
-    fn incoming() -> Arc<Incoming> {
-        Arc::new(Incoming::new(1 << 20, Duration::from_secs(10)))
+    fn budget() -> Arc<Budget> {
+        Arc::new(Budget::new(1 << 20, Duration::from_secs(10)))
     }
 
     /// A frame of text, masked with zeros.
@@ -468,7 +468,7 @@ pub(crate) mod tests {
     #[test]
     fn a_pong_that_had_to_wait_is_written_when_the_socket_is_ready() {
         let ping = Stub::new(b"\x89\x82\0\0\0\0hi");
-        let mut socket = WebSocket::new(ping, settings(), incoming());
+        let mut socket = WebSocket::new(ping, settings(), budget());
         let mut cx = Context::from_waker(Waker::noop());
         for accepts in [false, true] {
             socket.stream.accepts = accepts;
@@ -479,7 +479,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn frames_that_a_full_socket_rejects_are_written_later() {
-        let mut socket = WebSocket::new(Stub::new(b""), settings(), incoming());
+        let mut socket = WebSocket::new(Stub::new(b""), settings(), budget());
         let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
             .into_iter()
             .collect();

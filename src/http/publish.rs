@@ -14,7 +14,7 @@ use super::content::Content;
 use super::refusal::Refusal;
 use super::request::Query;
 use super::routes::Routes;
-use crate::client::incoming::Unfinished;
+use crate::client::budget::Share;
 use crate::client::message_log;
 use crate::format::BatchBuilder;
 use crate::hub::JoinError;
@@ -95,7 +95,7 @@ impl Routes {
             return Err(self.too_big());
         }
         let mut whole = Vec::new();
-        let mut unfinished: Option<Unfinished> = None;
+        let mut unfinished: Option<Share> = None;
         loop {
             let frame = poll_fn(|cx| {
                 if let Some(unfinished) = &unfinished {
@@ -121,7 +121,7 @@ impl Routes {
             if !body.is_end_stream() {
                 let missing = hint.exact().unwrap_or((limit - whole.len()) as u64);
                 unfinished
-                    .get_or_insert_with(|| self.incoming.begin())
+                    .get_or_insert_with(|| self.budget.begin())
                     .update(whole.len(), missing);
             }
         }

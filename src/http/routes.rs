@@ -16,7 +16,7 @@ use super::request::{Resource, host_of, is_preflight, resource_of, room_of, sinc
 use super::response::{Body, TEXT, respond_json, whole};
 use crate::admission::Admission;
 use crate::client::Settings;
-use crate::client::incoming::Incoming as AllIncoming;
+use crate::client::budget::Budget;
 use crate::config::Mode;
 use crate::excerpt::excerpt;
 use crate::format::{Format, JSON_PROTOCOL};
@@ -35,7 +35,7 @@ const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 pub(crate) struct Routes {
     pub(super) settings: Arc<Settings>,
     pub(super) hub: Arc<Hub>,
-    pub(super) incoming: Arc<AllIncoming>,
+    pub(super) budget: Arc<Budget>,
     pub(super) admission: Admission,
     pub(super) draining: CancellationToken,
 }
@@ -67,14 +67,14 @@ impl Routes {
     pub(crate) fn new(
         settings: Arc<Settings>,
         hub: Arc<Hub>,
-        incoming: Arc<AllIncoming>,
+        budget: Arc<Budget>,
         admission: Admission,
         draining: CancellationToken,
     ) -> Self {
         Self {
             settings,
             hub,
-            incoming,
+            budget,
             admission,
             draining,
         }
@@ -302,8 +302,8 @@ mod tests {
         let admission = Admission::new(&config.access, "localhost", true);
         let settings = Arc::new(Settings::from(&config));
         let draining = CancellationToken::new();
-        let incoming = Arc::new(AllIncoming::new(1 << 20, Duration::from_secs(1)));
-        let routes = Routes::new(settings, hub, incoming, admission, draining.clone());
+        let budget = Arc::new(Budget::new(1 << 20, Duration::from_secs(1)));
+        let routes = Routes::new(settings, hub, budget, admission, draining.clone());
         let status = |path| match routes.health(&Method::GET, path) {
             Ok(response) => response.unwrap().status().as_u16(),
             Err(refusal) => refusal.status().as_u16(),

@@ -6,15 +6,12 @@ use bytes::Bytes;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 
+use super::answers::Answers;
 use super::fast_path::{FastPath, Next};
 use super::frame::Control;
 use super::slow_path::SlowPath;
 use crate::disconnect::Disconnect;
 use crate::message::Kind;
-
-/// Bytes of answers to pings that may wait; beyond, only the last answer is kept (RFC 6455, section
-/// 5.5.3).
-const ANSWERS_MAX: usize = 4 * 1024;
 
 /// What the decoder passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,61 +232,6 @@ impl Decoder {
     }
 }
 
-/// Control frames that wait to be written, in order.
-#[derive(Debug, Default)]
-struct Answers {
-    frames: Vec<u8>,
-    /// The answer to the last ping, if `frames` had no space for it.
-    late: Option<Frame>,
-    /// Whether a close frame is among them, or was: it is the last frame of a connection.
-    closed: bool,
-}
-
-impl Answers {
-    fn pong(&mut self, pong: Frame) {
-        if self.closed {
-            return;
-        }
-        if self.late.is_some() || self.frames.len() + pong.len() > ANSWERS_MAX {
-            self.late = Some(pong);
-        } else {
-            self.push(pong);
-        }
-    }
-
-    fn close(&mut self, close: Frame) {
-        if self.closed {
-            return;
-        }
-        if let Some(late) = self.late.take() {
-            self.push(late);
-        }
-        self.push(close);
-        self.closed = true;
-    }
-
-    /// The frames to be written next.
-    fn next(&mut self) -> &mut Vec<u8> {
-        if self.frames.is_empty()
-            && let Some(late) = self.late.take()
-        {
-            self.push(late);
-        }
-        &mut self.frames
-    }
-
-    /// Whether it holds no frame, and no close frame was among them.
-    fn are_empty(&self) -> bool {
-        self.frames.is_empty() && self.late.is_none() && !self.closed
-    }
-
-    fn push(&mut self, frame: Frame) {
-        frame
-            .format(&mut self.frames)
-            .expect("a Vec takes every write");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{self, Cursor, Read, Write};
@@ -298,6 +240,7 @@ mod tests {
 
     use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
 
+    use super::super::answers::ANSWERS_MAX;
     use super::super::frame::CONTROL_MAX;
     use super::super::slow_path::reason;
     use super::*;
@@ -469,7 +412,7 @@ mod tests {
             let ping = masked(0x89, &number.to_be_bytes().repeat(20));
             decoder.decode(&mut ping.clone(), &mut |_| {});
         }
-        assert!(decoder.pending().answers.frames.len() <= ANSWERS_MAX);
+        assert!(decoder.pending().answers.next().len() <= ANSWERS_MAX);
         // The last comes out as space is made.
         let mut all = Vec::new();
         while let Some(answers) = decoder.answers() {

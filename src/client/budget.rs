@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
-/// The unfinished messages and bodies of all clients, which together hold at most `--max-incoming`.
+/// The unfinished messages and bodies of all clients, which together hold at most `--max-budget`.
 ///
 /// At the limit only the message nearest to its end is read, until there is space; and the message that
 /// grew least in the last `--write-timeout` is cut, so that messages without an end cannot block others.
 #[derive(Debug)]
-pub(crate) struct Incoming {
+pub(crate) struct Budget {
     limit: usize,
     /// The time over which growth is measured.
     window: Duration,
@@ -47,17 +47,17 @@ struct Entry {
 
 /// One unfinished message or body; it releases its share when dropped.
 #[derive(Debug)]
-pub(crate) struct Unfinished {
-    incoming: Arc<Incoming>,
+pub(crate) struct Share {
+    budget: Arc<Budget>,
     key: usize,
 }
 
-/// A message was cut to keep `--max-incoming`.
+/// A message was cut to keep `--max-budget`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no space for unfinished messages: try again later, or raise --max-incoming")]
+#[error("no space for unfinished messages: try again later, or raise --max-budget")]
 pub(crate) struct NoSpace;
 
-impl Incoming {
+impl Budget {
     /// A budget of `limit` bytes that measures growth over `window`.
     pub(crate) fn new(limit: usize, window: Duration) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl Incoming {
     }
 
     /// A new message, with nothing counted yet.
-    pub(crate) fn begin(self: &Arc<Self>) -> Unfinished {
+    pub(crate) fn begin(self: &Arc<Self>) -> Share {
         let mut state = self.state.lock();
         let key = state.entries.insert(Entry {
             held: 0,
@@ -79,8 +79,8 @@ impl Incoming {
             waker: None,
         });
         state.by_end.insert((u64::MAX, key));
-        Unfinished {
-            incoming: self.clone(),
+        Share {
+            budget: self.clone(),
             key,
         }
     }
@@ -91,11 +91,11 @@ impl Incoming {
     }
 }
 
-impl Unfinished {
+impl Share {
     /// Counts `held` bytes of the message, and `missing` ones. Beyond the limit other messages are cut,
     /// and this one last.
     pub(crate) fn update(&self, held: usize, missing: u64) {
-        let mut guard = self.incoming.state.lock();
+        let mut guard = self.budget.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
         if entry.is_cut {
@@ -104,16 +104,14 @@ impl Unfinished {
         let missing_before = mem::replace(&mut entry.missing, missing);
         let held_before = mem::replace(&mut entry.held, held);
         let grown = held.saturating_sub(held_before);
-        entry
-            .growth
-            .add(grown, Instant::now(), self.incoming.window);
+        entry.growth.add(grown, Instant::now(), self.budget.window);
         state.by_end.remove(&(missing_before, self.key));
         state.by_end.insert((missing, self.key));
         state.total = state.total - held_before + held;
-        if state.total > self.incoming.limit {
-            state.cut(self.key, &self.incoming);
+        if state.total > self.budget.limit {
+            state.cut(self.key, &self.budget);
         }
-        state.wake(self.incoming.limit);
+        state.wake(self.budget.limit);
     }
 
     /// Waits until more of the message may be read; a cut wakes the task as well.
@@ -121,13 +119,13 @@ impl Unfinished {
     /// # Errors
     /// [`NoSpace`] when it was cut.
     pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), NoSpace>> {
-        let mut guard = self.incoming.state.lock();
+        let mut guard = self.budget.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
         entry.watch(cx)?;
         state.by_end.insert((entry.missing, self.key));
         let is_nearest = state.by_end.first().map(|(_, key)| *key) == Some(self.key);
-        let has_space = state.has_space(self.incoming.limit) || is_nearest;
+        let has_space = state.has_space(self.budget.limit) || is_nearest;
         let entry = &mut state.entries[self.key];
         entry.waits_for_space = !has_space;
         // Growth is measured only while the message is read.
@@ -146,7 +144,7 @@ impl Unfinished {
 
     /// Waits until the message is cut, while its task does not read.
     pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<NoSpace> {
-        let mut guard = self.incoming.state.lock();
+        let mut guard = self.budget.state.lock();
         let state = &mut *guard;
         let entry = &mut state.entries[self.key];
         entry.waits_for_space = false;
@@ -156,21 +154,21 @@ impl Unfinished {
         }
         // Without reads it cannot be the one to finish first.
         state.by_end.remove(&(entry.missing, self.key));
-        state.wake(self.incoming.limit);
+        state.wake(self.budget.limit);
         Poll::Pending
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Share {
     fn drop(&mut self) {
-        let mut state = self.incoming.state.lock();
+        let mut state = self.budget.state.lock();
         let entry = state.entries.remove(self.key);
         match entry.is_cut {
             true => state.dropping -= entry.held,
             false => state.total -= entry.held,
         }
         state.by_end.remove(&(entry.missing, self.key));
-        state.wake(self.incoming.limit);
+        state.wake(self.budget.limit);
     }
 }
 
@@ -181,19 +179,19 @@ impl State {
     }
 
     /// Cuts the messages that grew least, until the limit is kept; `growing` last.
-    fn cut(&mut self, growing: usize, incoming: &Incoming) {
+    fn cut(&mut self, growing: usize, budget: &Budget) {
         let now = Instant::now();
         let others = self
             .entries
             .iter_mut()
             .filter(|(key, entry)| *key != growing && !entry.is_cut);
         let mut growths: Vec<(usize, usize)> = others
-            .map(|(key, entry)| (entry.growth.of_last(incoming.window, now), key))
+            .map(|(key, entry)| (entry.growth.of_last(budget.window, now), key))
             .collect();
         growths.sort_unstable();
         let keys = growths.into_iter().map(|(_, key)| key).chain([growing]);
         for key in keys {
-            if self.total <= incoming.limit {
+            if self.total <= budget.limit {
                 break;
             }
             let entry = &mut self.entries[key];
@@ -308,8 +306,8 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn incoming(limit: usize) -> Arc<Incoming> {
-        Arc::new(Incoming::new(limit, WINDOW))
+    fn budget(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget::new(limit, WINDOW))
     }
 
     /// Counts how often a task is woken.
@@ -322,7 +320,7 @@ mod tests {
         }
     }
 
-    fn room(unfinished: &Unfinished) -> Poll<Result<(), NoSpace>> {
+    fn room(unfinished: &Share) -> Poll<Result<(), NoSpace>> {
         unfinished.poll_room(&mut Context::from_waker(Waker::noop()))
     }
 
@@ -332,24 +330,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn dropped_messages_are_no_longer_counted() {
-        let incoming = incoming(100);
-        let one = incoming.begin();
+        let budget = budget(100);
+        let one = budget.begin();
         one.update(60, 5);
-        let other = incoming.begin();
+        let other = budget.begin();
         other.update(30, 5);
         other.update(10, 5);
-        assert_eq!(incoming.bytes(), 70);
+        assert_eq!(budget.bytes(), 70);
         drop(one);
-        assert_eq!(incoming.bytes(), 10);
+        assert_eq!(budget.bytes(), 10);
         drop(other);
-        assert_eq!(incoming.bytes(), 0);
-        assert!(incoming.state.lock().by_end.is_empty());
+        assert_eq!(budget.bytes(), 0);
+        assert!(budget.state.lock().by_end.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_one_that_grew_least_in_the_last_window_is_cut_at_once() {
-        let incoming = incoming(100);
-        let [dripping, steady, new] = [(); 3].map(|()| incoming.begin());
+        let budget = budget(100);
+        let [dripping, steady, new] = [(); 3].map(|()| budget.begin());
         dripping.update(50, 1);
         steady.update(10, 10);
         for held in 11..=20 {
@@ -361,42 +359,42 @@ mod tests {
         assert_eq!(room(&dripping), Poll::Ready(Err(NoSpace)));
         assert_ne!(room(&steady), Poll::Ready(Err(NoSpace)));
         assert_ne!(room(&new), Poll::Ready(Err(NoSpace)));
-        assert_eq!(incoming.bytes(), 60);
+        assert_eq!(budget.bytes(), 60);
         // Its bytes are released once.
         dripping.update(90, 1);
         drop(dripping);
-        assert_eq!(incoming.bytes(), 60);
+        assert_eq!(budget.bytes(), 60);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_is_too_large_by_itself_is_cut() {
-        let incoming = incoming(100);
-        let alone = incoming.begin();
+        let budget = budget(100);
+        let alone = budget.begin();
         alone.update(101, 1);
         assert_eq!(room(&alone), Poll::Ready(Err(NoSpace)));
-        assert_eq!(incoming.bytes(), 0);
+        assert_eq!(budget.bytes(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn as_many_are_cut_as_it_takes() {
-        let incoming = incoming(100);
-        let small = [(); 5].map(|()| incoming.begin());
+        let budget = budget(100);
+        let small = [(); 5].map(|()| budget.begin());
         small.iter().for_each(|it| it.update(10, 5));
-        let large = incoming.begin();
+        let large = budget.begin();
         large.update(75, 1000);
         let cut = small
             .iter()
             .filter(|it| room(it) == Poll::Ready(Err(NoSpace)));
-        assert_eq!((cut.count(), incoming.bytes()), (3, 95));
+        assert_eq!((cut.count(), budget.bytes()), (3, 95));
     }
 
     #[tokio::test(start_paused = true)]
     async fn until_what_was_cut_is_dropped_only_the_one_nearest_to_its_end_is_read() {
-        let incoming = incoming(100);
+        let budget = budget(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
         let mut cx = Context::from_waker(&waker);
-        let [cut, near, far] = [(); 3].map(|()| incoming.begin());
+        let [cut, near, far] = [(); 3].map(|()| budget.begin());
         cut.update(40, 5);
         pass(30).await;
         near.update(30, 10);
@@ -421,14 +419,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_task_is_woken_that_does_not_wait_for_space() {
-        let incoming = incoming(100);
+        let budget = budget(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
         let mut cx = Context::from_waker(&waker);
-        let writing = incoming.begin();
+        let writing = budget.begin();
         writing.update(50, 10);
         assert!(writing.poll_cut(&mut cx).is_pending());
-        let other = incoming.begin();
+        let other = budget.begin();
         for held in 1..50 {
             other.update(held, 10);
         }
@@ -437,8 +435,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_in_which_it_is_not_read_does_not_count() {
-        let incoming = incoming(100);
-        let [near, paused, new] = [(); 3].map(|()| incoming.begin());
+        let budget = budget(100);
+        let [near, paused, new] = [(); 3].map(|()| budget.begin());
         near.update(10, 1);
         paused.update(90, 20);
         let mut cx = Context::from_waker(Waker::noop());
@@ -448,18 +446,18 @@ mod tests {
         new.update(10, 1);
         assert_eq!(room(&near), Poll::Ready(Err(NoSpace)));
         assert_ne!(room(&paused), Poll::Ready(Err(NoSpace)));
-        assert_eq!(incoming.bytes(), 100);
+        assert_eq!(budget.bytes(), 100);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_cut_wakes_its_task() {
-        let incoming = incoming(100);
+        let budget = budget(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
-        let one = incoming.begin();
+        let one = budget.begin();
         one.update(50, 10);
         assert!(one.poll_cut(&mut Context::from_waker(&waker)).is_pending());
-        let other = incoming.begin();
+        let other = budget.begin();
         other.update(60, 10);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert_eq!(
