@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_the_server_has_the_names_of_this_machine_and_those_it_is_given() {
+    fn on_loopback_names_of_this_machine_and_listed_hosts_are_allowed() {
         let names = [
             "localhost:8765",
             "app.localhost",
@@ -203,7 +203,7 @@ mod tests {
         ] {
             assert!(!allows(&named, "", host), "{host}");
             assert!(!allows(&plain, "", host), "{host}");
-            // A page of that name is not let in by being of that name.
+            // A page of that name is not admitted because of its name.
             assert!(!allows(&plain, &format!("http://{host}"), host), "{host}");
             assert!(allows(&any, "", host), "{host}");
         }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn elsewhere_every_name_will_do_until_some_are_given() {
+    fn elsewhere_every_host_is_allowed_until_some_are_listed() {
         let plain = admission("--host 0.0.0.0", false);
         assert!(allows(&plain, "", "evil.com"));
         let named = admission("--host board.lan --allow-host a.test", false);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn by_default_the_servers_own_page_may_come_in() {
+    fn by_default_the_servers_own_page_is_admitted() {
         let admission = admission("", false);
         for (origin, host, allowed) in [
             ("", "example.com", true),
@@ -240,7 +240,7 @@ mod tests {
             ("http://example.com", "example.com:80", true),
             ("https://EXAMPLE.com:8443", "example.com:8443", true),
             ("http://[fd00::1]:8080", "[fd00:0::1]:8080", true),
-            // As programs write it that are no browsers.
+            // As programs other than browsers write it.
             ("ws://example.com:8765", "example.com:8765", true),
             ("ws://example.com", "example.com", true),
             ("wss://example.com", "example.com", true),
@@ -263,7 +263,7 @@ mod tests {
             ("http://", "example.com", false),
             ("nonsense", "nonsense", false),
             ("http://example.com", "", false),
-            // A page of this machine is one of another where the server has a public name.
+            // A page of this machine is of another origin if the server has a public name.
             ("http://localhost:3000", "example.com", false),
             ("http://127.0.0.1", "example.com", false),
             ("http://[::1]:8080", "example.com", false),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_this_machine_may_come_in_where_only_this_machine_can_ask() {
+    fn a_loopback_host_admits_pages_of_this_machine() {
         for (origin, allowed) in [
             ("http://localhost:3000", true),
             ("https://app.localhost", true),
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_stands_in_the_place_of_this_machine_and_beside_the_own_page() {
+    fn listed_origins_replace_this_machine_and_join_the_servers_own_page() {
         let list = admission(
             "--allow-origin https://app.example.com,https://*.example.org:8443 \
              --allow-origin http://shop.test:80 --allow-origin capacitor://localhost \
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_its_browser_does_not_name_is_another_sites() {
+    fn a_cross_site_request_without_an_origin_counts_as_another_origin() {
         let ask = |options: &str, site: &'static str, mode: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert("sec-fetch-site", HeaderValue::from_static(site));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn two_origins_are_none() {
+    fn two_origins_are_refused() {
         let mut headers = headers("http://localhost");
         headers.append(header::ORIGIN, HeaderValue::from_static("http://evil.com"));
         let host = "localhost".parse().unwrap();
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_short_however_long_the_words_of_the_peer_are() {
+    fn a_refusal_is_short_however_long_the_input_is() {
         let long = "ä\u{202e}".repeat(4000);
         let page = format!("http://{}", "y".repeat(15_000));
         let host = "x".repeat(15_000).parse().unwrap();

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn to_a_close_frame_of_the_client_there_is_none_of_ours() {
+    fn a_close_by_the_client_has_no_close_frame_of_ours() {
         let why = Disconnect::ByClient(Some(1000));
         assert_eq!((why.close_code(), why.close_frame()), (Some(1000), None));
     }

@@ -67,12 +67,13 @@ pub(crate) fn render_event(event: &Event<'_>, format: Format) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod testing {
+    use super::{Arc, Batch, BatchBuilder, Plain};
     use crate::config::Config;
     use crate::message::{Kind, MessageId};
 
-    fn plain(welcome: &str, prefix: &str) -> Plain {
+    /// The plain format with these texts.
+    pub(super) fn plain(welcome: &str, prefix: &str) -> Plain {
         Plain::new(
             &Config::with(|config| {
                 config.service.welcome = Some(welcome.into());
@@ -82,7 +83,8 @@ mod tests {
         )
     }
 
-    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
+    /// A batch of these messages, whose ids begin at 1-1.
+    pub(super) fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
         let mut builder = BatchBuilder::default();
         for (kind, payload) in messages {
             plain.encode(*kind, payload, &mut builder);
@@ -90,9 +92,16 @@ mod tests {
         let first = MessageId { epoch: 1, seq: 1 };
         Arc::new(Batch::new(first, builder.take().unwrap()))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{batch, plain};
+    use super::*;
+    use crate::message::Kind;
 
     #[test]
-    fn a_message_is_encoded_once_a_format_for_all() {
+    fn a_batch_is_encoded_once_per_format() {
         let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0")];
         let batch = batch(&plain("", "> "), &messages);
         for format in [Format::Plain, Format::Json, Format::EventStream] {

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_that_was_entered_again_departs_again() {
+    fn a_room_joined_again_is_the_last_to_be_forgotten() {
         let hub = hub(|config| config.limits.max_rooms = 2);
         for name in ["/a", "/b", "/a"] {
             publish(&hub.enter(name).unwrap(), "kept");

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_one_that_grew_least_in_the_last_window_is_cut_at_once() {
+    async fn the_message_that_grew_least_in_the_last_window_is_cut_at_once() {
         let budget = budget(100);
         let [dripping, steady, new] = [(); 3].map(|()| budget.begin());
         dripping.update(50, 1);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_too_large_by_itself_is_cut() {
+    async fn a_message_larger_than_the_space_is_cut() {
         let budget = budget(100);
         let alone = budget.begin();
         alone.update(101, 1);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn as_many_are_cut_as_it_takes() {
+    async fn as_many_messages_are_cut_as_necessary() {
         let budget = budget(100);
         let small = [(); 5].map(|()| budget.begin());
         small.iter().for_each(|it| it.update(10, 5));
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn until_what_was_cut_is_dropped_only_the_one_nearest_to_its_end_is_read() {
+    async fn until_a_cut_message_is_dropped_only_the_message_nearest_its_end_is_read() {
         let budget = budget(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_task_is_woken_that_does_not_wait_for_space() {
+    async fn only_tasks_that_wait_for_space_are_woken() {
         let budget = budget(100);
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(wakes.clone());
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_in_which_it_is_not_read_does_not_count() {
+    async fn time_without_reading_does_not_count() {
         let budget = budget(100);
         let [near, paused, new] = [(); 3].map(|()| budget.begin());
         near.update(10, 1);

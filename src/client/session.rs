@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_never_pauses_leaves_others_their_turn() {
+    async fn a_client_that_never_pauses_does_not_starve_others() {
         // In broadcast mode its own messages would wake the session.
         let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
         let membership = hub.join("/", Follow::default()).unwrap();
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_client_goes_at_interval_plus_timeout() {
+    async fn a_silent_client_is_closed_at_interval_plus_timeout() {
         let mut peer = Peer::with(|_| {}).await;
         assert_eq!(peer.frame().await, (PING, Vec::new()));
         assert_eq!(peer.elapsed(), secs(10));
@@ -582,7 +582,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_dropped_at_the_write_timeout() {
+    async fn a_client_that_does_not_read_is_dropped_at_the_write_timeout() {
         let (hub, settings) = hub(|_| {});
         let peer = Peer::join(&hub, &settings, 64).await;
         publish(&hub, 1, 1000);
@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_write_timeout_starts_again_with_every_byte_taken() {
+    async fn every_byte_written_restarts_the_write_timeout() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 64).await;
         publish(&hub, 1, 1000);
@@ -602,7 +602,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_that_does_not_go_on_is_given_up_at_the_write_timeout() {
+    async fn a_stalled_message_closes_its_client_at_the_write_timeout() {
         let pings_off =
             |config: &mut Config| config.times.ping_interval = Time::from(Duration::ZERO);
         let mut peer = Peer::with(pings_off).await;
@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pings_and_pongs_do_not_keep_a_message_that_does_not_go_on() {
+    async fn pings_and_pongs_do_not_prolong_a_stalled_message() {
         let interval = |config: &mut Config| config.times.ping_interval = Time::from(secs(4));
         let mut peer = Peer::with(interval).await;
         peer.stream
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_in_which_nothing_is_read_does_not_count_for_a_message() {
+    async fn time_without_reading_does_not_count_against_a_message() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 64).await;
         let message = text("a long message");
@@ -664,7 +664,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_client_has_time_to_get_to_the_close_frame() {
+    async fn a_slow_client_has_time_to_read_up_to_the_close_frame() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
         publish(&hub, 100, 1000);
@@ -698,7 +698,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_answer_the_close_frame_is_left_at_the_close_timeout() {
+    async fn a_client_that_does_not_answer_the_close_frame_is_dropped_at_the_close_timeout() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
         publish(&hub, 3, 5);

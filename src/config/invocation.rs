@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_has_several_values_with_spaces_between() {
+    fn spaces_or_commas_separate_the_values_of_a_variable() {
         let variables = [(
             "WSCAST_ALLOW_ORIGIN",
             " https://a.example  null, https://b.example,*\n",
@@ -324,12 +324,12 @@ mod tests {
     }
 
     #[test]
-    fn what_an_orchestrator_injects_is_passed_over_with_a_line() {
+    fn a_variable_injected_by_an_orchestrator_is_ignored_with_a_warning() {
         let injected = read("", &[("WSCAST_PORT", "tcp://10.0.0.1:8765")]).unwrap();
         assert_eq!(injected.config, Config::default());
         assert_eq!(injected.warnings.len(), 1);
         assert!(injected.warnings[0].contains("WSCAST_PORT is passed over"));
-        // But not what was meant as a value.
+        // A value of another option may look the same.
         let text = read("", &[("WSCAST_WELCOME", "tcp://here")]).unwrap();
         assert_eq!(text.config.service.welcome(), "tcp://here");
         assert!(read("", &[("WSCAST_HOST", "tcp://10.0.0.1:8765")]).is_err());
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_variable_when_it_was_the_variable() {
+    fn an_error_names_the_variable_that_caused_it() {
         for (variable, value) in [
             ("WSCAST_PORT", "http"),
             ("WSCAST_PORT", "70000"),
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_may_begin_like_options() {
+    fn a_text_may_begin_with_a_hyphen() {
         let words = ["wscast", "--prefix", "- ", "--welcome", "-x"];
         let config = Invocation::read(words, []).unwrap().config;
         assert_eq!(
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn no_error_speaks_rust() {
+    fn errors_do_not_mention_rust_types() {
         let command = Cli::command();
         let values = [
             "",
@@ -468,7 +468,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_is_no_text_is_named() {
+    fn input_that_is_not_utf_8_is_reported() {
         use std::os::unix::ffi::OsStringExt;
         let broken = || OsString::from_vec(b"\xff".to_vec());
         let error = Invocation::read([OsString::from("wscast"), broken()], []).unwrap_err();

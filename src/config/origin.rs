@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused() {
+    fn an_invalid_pattern_is_refused() {
         for text in [
             "https://example.com",
             "https://*.example.com:8443",

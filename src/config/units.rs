@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn no_error_is_the_parsers_own() {
+    fn every_error_says_what_to_write() {
         for text in ["", "x", "-1", "1.5", "99999999999999999999999"] {
             for error in [count(text).unwrap_err(), port(text).unwrap_err()] {
                 assert!(error.starts_with("write "), "{text}: {error}");

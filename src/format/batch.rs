@@ -261,8 +261,7 @@ impl BatchBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::format::Plain;
+    use crate::format::testing::plain;
 
     #[test]
     fn a_batch_gives_the_frames_from_any_of_its_messages_on() {
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_costs_the_memory_it_takes_however_small_its_messages() {
+    fn the_cost_of_a_batch_is_all_of_its_memory() {
         let mark = |end| Mark {
             kind: Kind::Text,
             end,
@@ -310,12 +309,7 @@ mod tests {
 
     #[test]
     fn messages_are_cut_into_batches() {
-        let plain = Plain::new(
-            &Config::with(|config| {
-                config.service.prefix = Some(String::new());
-            })
-            .service,
-        );
+        let plain = plain("", "");
         let mut builder = BatchBuilder::default();
         for number in 0..=MAX_BATCH {
             plain.encode(Kind::Text, number.to_string().as_bytes(), &mut builder);

@@ -55,34 +55,11 @@ impl Plain {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::config::Config;
-    use crate::format::Batch;
-    use crate::message::MessageId;
-
-    fn plain(welcome: &str, prefix: &str) -> Plain {
-        Plain::new(
-            &Config::with(|config| {
-                config.service.welcome = Some(welcome.into());
-                config.service.prefix = Some(prefix.into());
-            })
-            .service,
-        )
-    }
-
-    fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
-        let mut builder = BatchBuilder::default();
-        for (kind, payload) in messages {
-            plain.encode(*kind, payload, &mut builder);
-        }
-        let first = MessageId { epoch: 1, seq: 1 };
-        Arc::new(Batch::new(first, builder.take().unwrap()))
-    }
+    use crate::format::testing::{batch, plain};
 
     #[test]
-    fn text_stands_behind_the_prefix_and_binary_alone() {
+    fn text_follows_the_prefix_and_binary_stands_alone() {
         let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0\xff")];
         let batch = batch(&plain("", "> "), &messages);
         let all = batch.clone().frames_from(1);

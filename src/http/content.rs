@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_tells_text_from_binary() {
+    fn the_content_type_distinguishes_text_from_binary() {
         for (content_type, of_utf8, of_others) in [
             ("", Some(Kind::Text), Some(Kind::Binary)),
             (

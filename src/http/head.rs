@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_thing_that_is_wrong_is_named() {
+    fn the_first_fault_of_a_head_decides_the_status() {
         let explain = |fields: &str, is_too_large| {
             let head = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\nTransfer-Encoding: body");
             explain(head.as_bytes(), is_too_large).status().as_u16()

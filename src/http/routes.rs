@@ -296,7 +296,7 @@ mod tests {
     use crate::store::Store;
 
     #[test]
-    fn a_server_that_drains_is_alive_and_takes_no_clients() {
+    fn a_draining_server_is_live_and_not_ready() {
         let config = Config::default();
         let hub = Arc::new(Hub::new(&config, Store::memory()));
         let admission = Admission::new(&config.access, "localhost", true);

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_the_page_is_here_alone() {
+    fn on_loopback_the_page_is_announced_for_this_machine_only() {
         let lines = lines_for(
             "localhost",
             &["127.0.0.1:8765", "[::1]:8765"],
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn everywhere_means_addresses_that_others_can_use() {
+    fn an_unspecified_address_is_announced_as_reachable_ones() {
         let own = ["192.0.2.7", "2001:db8::7"];
         let lines = lines_for("0.0.0.0", &["0.0.0.0:80"], &own);
         assert_eq!(lines[0], "open http://localhost:80/ in a browser");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn no_own_address_is_one_that_others_cannot_use() {
+    fn own_addresses_are_neither_loopback_nor_unspecified() {
         for address in own_addresses() {
             assert!(
                 !address.is_loopback() && !address.is_unspecified(),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_history_there_is_none_to_lose() {
+    fn without_a_history_the_announcement_says_that_nothing_is_remembered() {
         let config = Config::with(|config| {
             config.history.limit = 0;
         });

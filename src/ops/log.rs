@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_counted_and_reported_when_there_is_room() {
+    fn lines_that_do_not_fit_are_counted_and_reported_later() {
         let (queue, open, passed) = gated();
         queue.push(b"first\n");
         taken(&queue);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_a_full_disk_lost_are_reported_when_it_has_room() {
+    fn lines_lost_to_a_full_disk_are_reported_once_it_has_space() {
         let (queue, open, passed) = gated();
         for line in [b"one\n".as_slice(), b"two\n"] {
             queue.push(line);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_does_not_wait_gets_everything() {
+    fn a_nonblocking_stream_gets_everything() {
         let (queue, open, passed) = gated();
         queue.push(b"line\n");
         for _ in 0..3 {
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_writes_everything_and_does_not_wait_for_ever() {
+    fn closing_writes_everything_within_its_timeout() {
         let (queue, open, passed) = gated();
         open.send(Ok(())).unwrap();
         queue.push(b"last words\n");

@@ -245,10 +245,10 @@ mod tests {
     use super::super::slow_path::reason;
     use super::*;
 
-    /// The messages, how it ended, and what was answered.
+    /// The messages, the end, and the answers.
     type Outcome = (Vec<(Kind, Vec<u8>)>, String, Vec<u8>);
 
-    /// Adds the messages of what is received to `messages`.
+    /// Adds each received message to `messages`.
     fn collect(messages: &mut Vec<(Kind, Vec<u8>)>) -> impl FnMut(Received<'_>) {
         |received| match received {
             Received::Message(kind, payload) => messages.push((kind, payload.to_vec())),
@@ -318,7 +318,7 @@ mod tests {
         )
     }
 
-    /// One frame: mostly right, sometimes wrong in one of the ways there are.
+    /// One frame: mostly valid, sometimes invalid in one of several ways.
     fn frame() -> impl Strategy<Value = Vec<u8>> {
         let first = prop_oneof![
             8 => prop_oneof![Just(0x81_u8), Just(0x82)],
@@ -406,14 +406,14 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_not_taken_do_not_pile_up_and_the_last_one_is_kept() {
+    fn unwritten_pongs_do_not_accumulate_and_the_last_one_is_kept() {
         let mut decoder = Decoder::new(1000);
         for number in 0..100_000_u32 {
             let ping = masked(0x89, &number.to_be_bytes().repeat(20));
             decoder.decode(&mut ping.clone(), &mut |_| {});
         }
         assert!(decoder.pending().answers.next().len() <= ANSWERS_MAX);
-        // The last comes out as space is made.
+        // The last one is returned once the others are taken.
         let mut all = Vec::new();
         while let Some(answers) = decoder.answers() {
             all.append(answers);
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_may_not_stand_there_is_wrong_at_its_header() {
+    fn an_invalid_frame_fails_at_its_header() {
         let fragment = masked(0x01, b"x");
         let long = &masked(0x81, &[b'x'; 1000])[..14];
         let mut unmasked = masked(0x81, b"");
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_large_message_no_more_is_held_than_before() {
+    fn nothing_is_retained_after_a_large_message() {
         let mut decoder = Decoder::new(1 << 20);
         let (mut messages, large) = (Vec::new(), masked(0x82, &vec![7; 1 << 20]));
         for chunk in large.chunks(200 * 1024) {
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unfinished_is_known_to_the_byte() {
+    fn the_size_of_an_unfinished_message_is_exact() {
         let mut decoder = Decoder::new(1 << 20);
         let mut feed = |chunk: &[u8]| {
             let mut bytes = [decoder.kept(), chunk].concat();
@@ -493,7 +493,7 @@ mod tests {
         assert_eq!(feed(&long[..14]), Some((14, 100_000)));
         assert_eq!(feed(&long[14..5014]), Some((5000, 95_000)));
         assert_eq!(feed(&long[5014..]), None);
-        // In fragments it is not known how long it will be; control frames amid them are no part of it.
+        // The length of a fragmented message is unknown; control frames between fragments do not count.
         assert_eq!(
             feed(&masked(0x02, &[7; 1000])),
             Some((1000, (1 << 20) - 1000))
@@ -525,7 +525,7 @@ mod tests {
             let chunks = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
             let (messages, end, answers) = through_the_decoder(chunks, max);
             let mut alone = through_tungstenite(bytes, max);
-            // What is wrong is known before all of its frame is there.
+            // A violation is found before its whole frame is received.
             if alone.1 == "Gone" && ["TooBig", "NotUtf8", "Protocol"].contains(&&*end) {
                 alone = through_tungstenite(frames.concat(), max);
             }

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_what_tungstenite_takes_them_for() {
+    fn tungstenite_parses_the_encoded_frames() {
         for (length, header_length) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             let payload = vec![b'x'; length];
             for (kind, opcode) in [(Kind::Text, Data::Text), (Kind::Binary, Data::Binary)] {

@@ -282,7 +282,7 @@ mod tests {
     proptest! {
         /// Against the obvious model: a list of (seq, cost) cut from the front.
         #[test]
-        fn it_remembers_the_newest_that_fit(
+        fn the_history_retains_the_newest_messages_that_fit(
             batches in prop::collection::vec(
                 (prop::collection::vec(0_usize..20, 1..5), prop::option::of(1_u64..60)),
                 0..30,

@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_overflows_leaves_the_live_registry_and_catches_up_from_the_history() {
+    fn a_client_that_overflows_leaves_the_live_registry_and_catches_up_from_the_history() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
         let mut slow = room.room.subscribe(Follow::default()).0;
         let mut fast = room.room.subscribe(Follow::default()).0;
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_that_wait_are_bounded_too_but_one_batch_always_may() {
+    fn queued_bytes_are_bounded_but_one_batch_always_fits() {
         let mut config = config(Mode::Broadcast, 0, 100);
         config.limits.max_queue_bytes = Size::from(7);
         let mut room = Numbers::new(&config);
@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_room_takes_nothing_and_gives_the_rest_then_its_end() {
+    fn a_sealed_room_accepts_nothing_and_yields_the_rest_then_its_end() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 2));
         let mut live = room.room.subscribe(Follow::default()).0;
         (0..5).for_each(|_| room.publish(1));
@@ -701,7 +701,7 @@ mod tests {
         /// After any publications and evictions: a resumed client gets exactly the messages after the
         /// requested id; any other gets the whole replay, and the size of the gap.
         #[test]
-        fn one_resumes_exactly_where_nothing_is_missing(
+        fn a_client_resumes_exactly_when_nothing_is_missing(
             steps in prop::collection::vec(prop_oneof![
                 3 => (1..4_u64).prop_map(Step::Publish),
                 1 => Just(Step::Trim),
@@ -743,7 +743,7 @@ mod tests {
         /// In any order of steps: a client gets one contiguous run of the log, from the oldest message
         /// at its join to the end, and is closed as behind only when its next message was evicted.
         #[test]
-        fn each_gets_one_contiguous_run(
+        fn each_client_gets_one_contiguous_run(
             steps in prop::collection::vec(step(), 0..200),
             history_limit in 0_usize..12,
             max_queue in 1_usize..6,

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_is_no_room_however_it_is_written() {
+    fn a_reserved_path_is_no_room_in_any_spelling() {
         for path in [
             "/-",
             "/-/",

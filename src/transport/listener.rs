@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_the_kernel_does_not_have_or_forbids_does_not_stop_the_others() {
+    async fn an_unavailable_or_forbidden_address_does_not_stop_the_others() {
         // EAFNOSUPPORT, EACCES, EPERM, EADDRNOTAVAIL as Linux numbers them.
         for number in [97, 13, 1, 99] {
             let refusing = |address: SocketAddr| match address.is_ipv6() {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_any_address_the_first_fault_is_named_with_its_remedy() {
+    async fn without_any_address_the_first_error_is_reported_with_its_remedy() {
         let refuse = |_| Err(io::ErrorKind::PermissionDenied.into());
         let error = listen_on_all(&loopback(), refuse).unwrap_err().to_string();
         assert!(

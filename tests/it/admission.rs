@@ -1,15 +1,15 @@
-//! Who may come in: names of the server, and web pages.
+//! Admission: names of the server, and origins of web pages.
 
 use crate::harness::*;
 use crate::process::*;
 
-/// A server on loopback as it is without options.
+/// A server on loopback with the default hosts.
 async fn plain() -> TestServer {
     TestServer::quiet(|config| config.access.allow_host.clear()).await
 }
 
 #[tokio::test]
-async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
+async fn dns_rebinding_is_refused() {
     let server = plain().await;
     let port = server.address.port();
     let ways = [
@@ -22,14 +22,14 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
         ("OPTIONS *", ""),
     ];
     for (line, more) in ways {
-        // As the browser has it for a page of that name, which is of the same origin then.
+        // As a browser sends it for a page of that name: the origins are the same.
         let more = format!("Host: evil.com:{port}\r\nOrigin: http://evil.com:{port}\r\n{more}");
         let Answer { code, body, .. } = server.request(line, &more, "").await;
         let reason = "host \"evil.com\" is not allowed: --allow-host evil.com would let it in\n";
         assert_eq!((code, body.as_str()), (403, reason), "{line}");
     }
     assert_eq!(server.monitor.rooms(), 0);
-    // What tells nothing and takes nothing is for all.
+    // The page and the health checks are served to any host.
     for path in ["/", "/lobby", "/livez", "/healthz", "/readyz"] {
         let more = "Host: evil.com\r\nOrigin: http://evil.com\r\n";
         let answer = server.request(&format!("GET {path}"), more, "").await;
@@ -46,7 +46,7 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
         let answer = server.request("GET /", &more, "").await;
         assert_eq!(answer.code, 101, "{host}: {answer:?}");
     }
-    // HTTP/1.0 without a name is no browser.
+    // No browser sends HTTP/1.0 without a host.
     let mut old = server.raw().await;
     let answer = old.exchange("GET /?history HTTP/1.0\r\n\r\n").await;
     assert_eq!(answer.code, 200, "{answer:?}");
@@ -58,7 +58,7 @@ async fn a_site_that_gives_its_name_our_address_may_not_come_in() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_the_server_has_the_name_it_is_given_and_no_page_of_this_machine() {
+async fn an_allowed_host_admits_its_own_page_and_no_page_of_this_machine() {
     let server = TestServer::quiet(|config| {
         config.access.allow_host = ["chat.example.com", "*.example.org"]
             .map(|it| it.parse().unwrap())
@@ -93,7 +93,7 @@ async fn behind_a_proxy_the_server_has_the_name_it_is_given_and_no_page_of_this_
 }
 
 #[tokio::test]
-async fn a_page_that_its_browser_does_not_name_takes_no_place() {
+async fn a_cross_site_request_without_an_origin_is_refused() {
     let server = plain().await;
     let fetch = |site: &str, mode: &str| {
         format!("Host: localhost\r\nSec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n")
@@ -115,7 +115,7 @@ async fn a_page_that_its_browser_does_not_name_takes_no_place() {
             assert_eq!(names_remedy, code == 403, "{answer:?}");
         }
     }
-    // The page and the answer whether the server is up are for all.
+    // The page and the health checks are served to any site.
     for path in ["/", "/healthz"] {
         let more = fetch("cross-site", "no-cors");
         let answer = server.request(&format!("GET {path}"), &more, "").await;
@@ -138,7 +138,7 @@ async fn origins_and_hosts_can_be_listed_in_the_environment() {
         ("x.b.test", "http://c.test", 101),
         ("c.test", "null", 403),
         ("a.test", "https://c.test", 403),
-        // As arduinoWebSockets has it: `null` says as much and more.
+        // arduinoWebSockets sends this; `null` includes it.
         ("a.test", "file://", 101),
     ] {
         let more = format!("Host: {host}\r\nOrigin: {origin}\r\n{HANDSHAKE}");
@@ -148,7 +148,7 @@ async fn origins_and_hosts_can_be_listed_in_the_environment() {
 }
 
 #[tokio::test]
-async fn what_a_refused_peer_says_is_shown_as_an_excerpt() {
+async fn long_input_of_a_refused_peer_is_shown_as_an_excerpt() {
     let mut process = Process::start("").await;
     let long = "\u{e4}\u{202e}".repeat(2900);
     for (host, origin, path) in [
@@ -172,7 +172,7 @@ async fn what_a_refused_peer_says_is_shown_as_an_excerpt() {
             "{line}"
         );
     }
-    // The room of a client, too.
+    // The room of a client is shortened as well.
     let mut client = RawClient::connect(process.address).await;
     client.upgrade(&format!("/{}", "r".repeat(200))).await;
     let line = next_line(&mut process.log, "client connected").await;
@@ -183,16 +183,16 @@ async fn what_a_refused_peer_says_is_shown_as_an_excerpt() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_is_a_few_lines_and_a_count() {
+async fn a_flood_of_refusals_is_logged_as_a_few_lines_and_a_count() {
     const MANY: usize = 200;
     let mut process = Process::start("").await;
     for _ in 0..MANY {
         let more = format!("Host: localhost\r\nOrigin: http://evil.com\r\n{HANDSHAKE}");
         assert_eq!(process.request("GET /", &more, "").await.code, 403);
     }
-    // Another kind has lines of its own.
+    // Refusals of another kind are logged and counted separately.
     assert_eq!(process.request("PUT /", "", "").await.code, 405);
-    // What is counted last is told at the end at the latest.
+    // The last count is logged at the exit at the latest.
     process.signal("-TERM").await;
     assert_eq!(process.exit_code().await, Some(0));
     let (mut lines, mut counted, mut others) = (0, 0, 0);
@@ -206,12 +206,12 @@ async fn a_flood_of_refusals_is_a_few_lines_and_a_count() {
         }
     }
     assert_eq!((lines + counted, others), (MANY, 1));
-    // Five a second, and it does not take many.
+    // Five lines a second at most, for the few seconds that the test takes.
     assert!(lines < MANY / 2, "{lines} lines");
 }
 
 #[tokio::test]
-async fn a_count_of_refusals_comes_without_another_one() {
+async fn the_count_of_refusals_is_logged_without_a_further_refusal() {
     let mut process = Process::start("").await;
     for _ in 0..8 {
         assert_eq!(process.request("PUT /", "", "").await.code, 405);

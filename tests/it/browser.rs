@@ -22,8 +22,8 @@ use crate::process::*;
 const GREETING: &str = "Welcome! You’re now in the broadcast room.";
 const ATTACK: &str = "<img src=x onerror='window.broken = true'>";
 
-/// What two people see of each other, each in a window that was opened with one of these.
-async fn talk(browser: &Browser, first: &str, second: &str) {
+/// Exchanges messages between two windows, opened with one URL each.
+async fn exchange_messages(browser: &Browser, first: &str, second: &str) {
     let a = browser.open(first).await;
     a.until_last(GREETING).await;
     a.say(ATTACK).await;
@@ -75,7 +75,7 @@ async fn two_windows_see_each_other_and_the_history() {
     };
     let server = Process::start("--mode broadcast").await;
     let url = format!("http://{}/", server.address);
-    talk(&browser, &url, &url).await;
+    exchange_messages(&browser, &url, &url).await;
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn the_page_works_as_a_file_too() {
     };
     let server = Process::start("--mode broadcast").await;
     let link = page_file(&format!("?server=ws://{}/", server.address));
-    // The other one types the address into the field.
+    // The address is typed into the field.
     let page = browser.open(&page_file("?server=ws://127.0.0.1:1")).await;
     page.until("document.getElementById('head').dataset.state === 'waiting'")
         .await;
@@ -100,8 +100,8 @@ async fn the_page_works_as_a_file_too() {
         address.ends_with(&server.address.to_string().replace(':', "%3A")),
         "{address}"
     );
-    talk(&browser, &address, &link).await;
-    // Without an address, the one that a server has where nothing is said.
+    exchange_messages(&browser, &address, &link).await;
+    // Without an address, the default of a server.
     let page = browser.open(&page_file("")).await;
     assert_eq!(
         page.text_of("return document.getElementById('address').textContent")
@@ -139,7 +139,7 @@ async fn a_path_is_a_room_and_echo_answers_its_sender_alone() {
 }
 
 #[tokio::test]
-async fn both_windows_come_back_by_themselves_and_send_what_waited_once() {
+async fn both_windows_reconnect_and_send_queued_messages_once() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -187,7 +187,7 @@ async fn both_windows_come_back_by_themselves_and_send_what_waited_once() {
     a.until_last("typed while away").await;
     a.until("document.querySelectorAll('#waiting li').length === 0")
         .await;
-    // What comes next is the next thing in the room: nothing was sent twice.
+    // The fence: the next message is the next one in the room, so nothing was sent twice.
     b.say("and now this").await;
     a.until_last("and now this").await;
     let mut client = Client::connect(server.address, "/").await.unwrap().0;
@@ -200,10 +200,10 @@ async fn both_windows_come_back_by_themselves_and_send_what_waited_once() {
     }
 }
 
-/// A server that says whom it lets in and when; to the page it seems to speak its format.
-struct Doorman(TcpListener);
+/// A server whose every connection the test accepts and closes; it accepts any subprotocol.
+struct FakeServer(TcpListener);
 
-impl Doorman {
+impl FakeServer {
     async fn new() -> Self {
         Self(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
@@ -213,7 +213,7 @@ impl Doorman {
     }
 
     #[expect(clippy::result_large_err, reason = "tungstenite wants it so")]
-    async fn welcome(&self) -> WebSocketStream<TcpStream> {
+    async fn accept(&self) -> WebSocketStream<TcpStream> {
         let (stream, _) = timeout(PATIENCE, self.0.accept())
             .await
             .expect("a client")
@@ -230,9 +230,9 @@ impl Doorman {
         accept_hdr_async(stream, choose).await.unwrap()
     }
 
-    /// Lets the page in, and out again for this reason; says when.
-    async fn dismiss(&self, code: u16, reason: &'static str) -> Instant {
-        let mut websocket = self.welcome().await;
+    /// Accepts the page and closes it with this code and reason; returns when.
+    async fn accept_and_close(&self, code: u16, reason: &'static str) -> Instant {
+        let mut websocket = self.accept().await;
         let frame = CloseFrame {
             code: code.into(),
             reason: reason.into(),
@@ -245,19 +245,16 @@ impl Doorman {
 }
 
 #[tokio::test]
-async fn the_page_as_a_file_talks_to_servers_that_know_nothing_of_its_format() {
+async fn the_page_as_a_file_works_with_servers_without_the_json_format() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let doorman = Doorman::new().await;
-    let page = browser.open(&doorman.page()).await;
-    // As they all do, this one goes on without a protocol; the browser does not.
-    let (stream, _) = doorman.0.accept().await.unwrap();
-    let _refused = accept_async(stream).await.unwrap();
-    let (stream, _) = timeout(PATIENCE, doorman.0.accept())
-        .await
-        .unwrap()
-        .unwrap();
+    let fake = FakeServer::new().await;
+    let page = browser.open(&fake.page()).await;
+    // Most servers accept without a subprotocol; the browser then fails the connection.
+    let (stream, _) = fake.0.accept().await.unwrap();
+    let _failed = accept_async(stream).await.unwrap();
+    let (stream, _) = timeout(PATIENCE, fake.0.accept()).await.unwrap().unwrap();
     let mut client = accept_async(stream).await.unwrap();
     client
         .send(Message::text("{\"type\":\"message\"}"))
@@ -265,7 +262,7 @@ async fn the_page_as_a_file_talks_to_servers_that_know_nothing_of_its_format() {
         .unwrap();
     page.until_last("{\"type\":\"message\"}").await;
     client.close(None).await.unwrap();
-    let mut again = doorman.welcome().await;
+    let mut again = fake.accept().await;
     page.until_last("Connected again. The server may repeat what is above.")
         .await;
     again.send(Message::text("more")).await.unwrap();
@@ -273,12 +270,12 @@ async fn the_page_as_a_file_talks_to_servers_that_know_nothing_of_its_format() {
 }
 
 #[tokio::test]
-async fn a_close_that_says_do_not_is_heeded() {
+async fn the_page_does_not_reconnect_after_a_policy_or_application_close() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let doorman = Doorman::new().await;
-    let page = browser.open(&doorman.page()).await;
+    let fake = FakeServer::new().await;
+    let page = browser.open(&fake.page()).await;
     for (code, reason, words) in [
         (
             1008,
@@ -288,33 +285,33 @@ async fn a_close_that_says_do_not_is_heeded() {
         (4000, "", "Closed (4000, closed by the application)"),
         (4999, "go", "Closed (4999, closed by the application: go)"),
     ] {
-        doorman.dismiss(code, reason).await;
+        fake.accept_and_close(code, reason).await;
         let words = Value::from(words);
         page.until(&format!(
             "document.getElementById('state').textContent === {words}"
         ))
         .await;
-        // No try is planned; the next one is by hand.
+        // No retry is scheduled; the button reconnects.
         page.until("retry === null && document.getElementById('head').dataset.state === 'closed'")
             .await;
         page.run("window.dispatchEvent(new Event('online'))").await;
         page.until("socket === null").await;
         page.click("connect").await;
     }
-    let _open = doorman.welcome().await;
+    let _open = fake.accept().await;
     page.until_open().await;
 }
 
 #[tokio::test]
-async fn tries_come_ever_later_or_as_the_server_says_or_at_once_when_something_changed() {
+async fn reconnects_back_off_obey_retry_after_and_start_at_once_when_online_or_visible() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let doorman = Doorman::new().await;
-    let page = browser.open(&doorman.page()).await;
-    let mut before = doorman.dismiss(1013, "").await;
+    let fake = FakeServer::new().await;
+    let page = browser.open(&fake.page()).await;
+    let mut before = fake.accept_and_close(1013, "").await;
     for shortest in [250, 500, 1000] {
-        let now = doorman.dismiss(1013, "").await;
+        let now = fake.accept_and_close(1013, "").await;
         let waited = now - before;
         assert!(
             waited >= Duration::from_millis(shortest),
@@ -322,17 +319,17 @@ async fn tries_come_ever_later_or_as_the_server_says_or_at_once_when_something_c
         );
         before = now;
     }
-    let asked = doorman.dismiss(1013, "busy, retry after 5.5 s").await;
-    let waited = doorman.dismiss(1013, "retry-after=3600").await - asked;
+    let asked = fake.accept_and_close(1013, "busy, retry after 5.5 s").await;
+    let waited = fake.accept_and_close(1013, "retry-after=3600").await - asked;
     assert!(waited >= Duration::from_millis(5500), "{waited:?}");
     page.until("document.getElementById('countdown').textContent.match(/in 3[5-9][0-9]{2} s/)")
         .await;
     page.run("window.dispatchEvent(new Event('online'))").await;
-    doorman.dismiss(1013, "retry after 3600").await;
+    fake.accept_and_close(1013, "retry after 3600").await;
     page.until("retry").await;
     page.run("document.dispatchEvent(new Event('visibilitychange'))")
         .await;
-    let _open = doorman.welcome().await;
+    let _open = fake.accept().await;
     page.until_open().await;
 }
 
@@ -344,7 +341,7 @@ async fn ten_thousand_messages_do_not_freeze_the_page() {
     let server = Process::start("--mode broadcast --welcome= --prefix=").await;
     let page = browser.open(&format!("http://{}/", server.address)).await;
     page.until_open().await;
-    // The longest time for which the page did nothing else.
+    // The longest time for which the page was busy.
     page.run(
         "window.longest = 0; let last = performance.now();
          setInterval(() => { const now = performance.now(); longest = Math.max(longest, now - last); last = now; }, 10);",
@@ -366,7 +363,7 @@ async fn ten_thousand_messages_do_not_freeze_the_page() {
     let bottom = "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight < 2)(document.getElementById('log'))";
     page.until(bottom).await;
 
-    // Who reads further up is not carried away.
+    // A log that is scrolled up stays in place.
     page.run("document.getElementById('log').scrollTop = 1000")
         .await;
     page.until("!sticks").await;
@@ -382,7 +379,7 @@ async fn ten_thousand_messages_do_not_freeze_the_page() {
     page.until(bottom).await;
 }
 
-/// A server, a page of it that is open, and another client.
+/// A server, its page in a connected window, and another client.
 async fn page_and_client(browser: &Browser) -> (Process, Page<'_>, Client) {
     let server = Process::start("--mode broadcast --welcome= --prefix=").await;
     let page = browser.open(&format!("http://{}/", server.address)).await;
@@ -425,7 +422,7 @@ async fn binary_and_long_messages_are_folded() {
 }
 
 #[tokio::test]
-async fn what_the_filter_shows_is_what_can_be_copied_and_exported() {
+async fn only_rows_that_match_the_filter_are_copied_and_exported() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -436,7 +433,7 @@ async fn what_the_filter_shows_is_what_can_be_copied_and_exported() {
     page.until_last("Apples").await;
     let visible = "return [...document.querySelectorAll('#messages tr')].filter((row) => row.checkVisibility()).length";
     page.click("filter").await;
-    // Whatever the case.
+    // Upper and lower case are the same.
     page.keys(&typed("APPLES")).await;
     page.until("document.getElementById('count').textContent === '1 of 2 rows'")
         .await;
@@ -459,7 +456,7 @@ async fn what_the_filter_shows_is_what_can_be_copied_and_exported() {
         .collect();
     assert_eq!(texts, ["Apples", "more apples"]);
 
-    // It looks into what is folded.
+    // Folded messages are searched as well.
     page.run("document.getElementById('filter').value = 'goes on'; document.getElementById('filter').oninput()").await;
     page.click("export").await;
     eventually("a file is downloaded", || !browser.downloads().is_empty()).await;
@@ -486,7 +483,7 @@ async fn messages_can_be_cleared() {
 }
 
 #[tokio::test]
-async fn no_line_of_a_message_can_be_exported_as_another_one() {
+async fn line_breaks_in_a_message_forge_no_exported_message() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -498,13 +495,13 @@ async fn no_line_of_a_message_can_be_exported_as_another_one() {
     for it in breaks {
         client.send(&format!("said{it}{forged}")).await;
     }
-    // A terminal would go back to the beginning of the line, and write over it.
+    // Control characters would let a terminal overwrite the line.
     client.send("\u{1b}[2K\u{8}\u{7f}\u{9b}\tend").await;
     page.until_last("\u{1b}[2K\u{8}\u{7f}\u{9b}\tend").await;
     page.click("export").await;
     eventually("a file is downloaded", || !browser.downloads().is_empty()).await;
     let exported = std::fs::read_to_string(&browser.downloads()[0]).unwrap();
-    // As the most curious of all programs would cut it into lines.
+    // Split at every character that any program takes for a line break.
     let lines = exported.split(|it: char| breaks.concat().contains(it));
     let messages: Vec<&str> = lines
         .filter(|it| !it.starts_with('\t') && !it.is_empty())
@@ -527,7 +524,7 @@ async fn no_line_of_a_message_can_be_exported_as_another_one() {
 }
 
 #[tokio::test]
-async fn a_message_reads_in_its_own_direction() {
+async fn a_message_is_shown_in_its_own_text_direction() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -545,7 +542,7 @@ async fn a_message_reads_in_its_own_direction() {
     assert_eq!(page.run(times).await, true);
 }
 
-/// What is hardly an event, and how many of them are messages that say `said` all the same.
+/// Malformed events, and how many of them are still messages with the text `said`.
 fn odd_events() -> (Vec<String>, usize) {
     let odd = [
         json!(null),
@@ -580,7 +577,7 @@ fn odd_events() -> (Vec<String>, usize) {
                 said += odd.len() + 1;
             }
         }
-        // Neither one thing nor the other.
+        // Neither text nor binary, or no base64.
         say.push(json!({"type": kind}).to_string());
         say.push(json!({"type": kind, "binary": "no base64"}).to_string());
     }
@@ -589,22 +586,22 @@ fn odd_events() -> (Vec<String>, usize) {
 }
 
 #[tokio::test]
-async fn whatever_a_server_says_the_page_goes_on() {
+async fn malformed_events_do_not_break_the_page() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let doorman = Doorman::new().await;
-    let page = browser.open(&doorman.page()).await;
+    let fake = FakeServer::new().await;
+    let page = browser.open(&fake.page()).await;
     page.run(
         "window.faults = []; addEventListener('error', ({ message }) => faults.push(message));",
     )
     .await;
-    let mut server = doorman.welcome().await;
+    let mut server = fake.accept().await;
     let (events, said) = odd_events();
     for text in events {
         server.send(Message::text(text)).await.unwrap();
     }
-    // What is no id is not asked for when it comes back; what is one is.
+    // A valid id is kept for the reconnect, an invalid one is not.
     for (id, kept) in [(json!("12-34"), json!("12-34")), (json!({}), json!(null))] {
         let last = format!("the id {id}");
         let event = json!({"type": "message", "id": id, "text": last});
@@ -632,13 +629,13 @@ async fn whatever_a_server_says_the_page_goes_on() {
     assert_eq!(page.run("return faults").await, json!([]));
 }
 
-/// What stands between a browser and a server, and can be torn.
-struct Wire {
+/// A proxy between a browser and a server, whose connections can be cut.
+struct Proxy {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl Wire {
+impl Proxy {
     async fn to(server: SocketAddr) -> Self {
         Self::at("127.0.0.1:0".parse().unwrap(), server).await
     }
@@ -661,32 +658,32 @@ impl Wire {
         Self { address, task }
     }
 
-    /// Tears all connections; there will be others only once it is mended.
-    async fn tear(self) -> Torn {
+    /// Cuts all connections and refuses new ones until it is restored.
+    async fn cut(self) -> Cut {
         self.task.abort();
         self.task.await.unwrap_err();
-        Torn(self.address)
+        Cut(self.address)
     }
 }
 
-/// Where a wire was.
-struct Torn(SocketAddr);
+/// The address of a proxy that is cut.
+struct Cut(SocketAddr);
 
-impl Torn {
-    async fn mend(self, server: SocketAddr) -> Wire {
-        Wire::at(self.0, server).await
+impl Cut {
+    async fn restore(self, server: SocketAddr) -> Proxy {
+        Proxy::at(self.0, server).await
     }
 }
 
 #[tokio::test]
-async fn the_page_and_an_event_source_get_what_they_missed() {
+async fn the_page_and_an_event_source_resume_after_a_disconnect() {
     let Some(browser) = Browser::start().await else {
         return;
     };
     let server = Process::start("--mode broadcast --welcome= --history-limit 2").await;
-    let wire = Wire::to(server.address).await;
+    let proxy = Proxy::to(server.address).await;
     let page = browser
-        .open(&format!("http://{}/lobby", wire.address))
+        .open(&format!("http://{}/lobby", proxy.address))
         .await;
     page.until_open().await;
     page.run(
@@ -702,12 +699,12 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
     page.until("events.length === 3 && lastId").await;
     page.until_last("Binary, 3 bytes: 00 ff 07").await;
 
-    let torn = wire.tear().await;
+    let cut = proxy.cut().await;
     client.send("while away").await;
     client.next().await;
     client.next().await;
     client.expect("Broadcast: while away").await;
-    let wire = torn.mend(server.address).await;
+    let proxy = cut.restore(server.address).await;
     page.until_last("while away").await;
     page.until("events.length === 5").await;
     let again = "Connected again. Nothing is missing.";
@@ -717,13 +714,13 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
         .run("return [...document.querySelectorAll('time')].map((it) => it.dateTime)")
         .await;
 
-    // More than the server remembers.
-    let torn = wire.tear().await;
+    // More messages than the server remembers.
+    let cut = proxy.cut().await;
     for text in ["lost", "kept", "kept too"] {
         client.send(text).await;
         client.next().await;
     }
-    let wire = torn.mend(server.address).await;
+    let proxy = cut.restore(server.address).await;
     page.until_last("kept too").await;
     page.until("events.length === 9").await;
     let rows = page.rows().await;
@@ -732,13 +729,13 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
         ["1 message is missing here.", "kept", "kept too"]
     );
 
-    // Another server, which knows nothing of what was.
-    let torn = wire.tear().await;
+    // Another server, whose log is a new one.
+    let cut = proxy.cut().await;
     let server = Process::start("--mode broadcast --welcome=").await;
     let mut client = Client::connect(server.address, "/lobby").await.unwrap().0;
     client.send("new").await;
     client.next().await;
-    let _wire = torn.mend(server.address).await;
+    let _proxy = cut.restore(server.address).await;
     page.until_last("new").await;
     page.until("events.length === 12").await;
     let events = [
@@ -761,7 +758,7 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
         rows[7..],
         ["What was said meanwhile may be missing here.", "new"]
     );
-    // Times are the server's, and stay what they were.
+    // The times are the server's, and do not change on a replay.
     let later = page
         .run("return [...document.querySelectorAll('time')].map((it) => it.dateTime)")
         .await;
@@ -772,18 +769,18 @@ async fn the_page_and_an_event_source_get_what_they_missed() {
 }
 
 #[tokio::test]
-async fn what_waits_is_not_lost_to_a_server_that_is_full() {
+async fn queued_messages_survive_a_close_with_1013() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let doorman = Doorman::new().await;
-    let page = browser.open(&doorman.page()).await;
-    doorman.dismiss(1013, "").await;
+    let fake = FakeServer::new().await;
+    let page = browser.open(&fake.page()).await;
+    fake.accept_and_close(1013, "").await;
     page.until("retry").await;
     page.say("first").await;
     page.say("second").await;
-    doorman.dismiss(1013, "").await;
-    let mut open = doorman.welcome().await;
+    fake.accept_and_close(1013, "").await;
+    let mut open = fake.accept().await;
     for expected in ["first", "second"] {
         let message = timeout(PATIENCE, open.next())
             .await
@@ -804,7 +801,7 @@ async fn what_waits_is_not_lost_to_a_server_that_is_full() {
 }
 
 #[tokio::test]
-async fn who_scrolls_up_in_a_stream_is_not_pulled_down() {
+async fn a_new_message_does_not_move_a_log_that_is_scrolled_up() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -816,7 +813,7 @@ async fn who_scrolls_up_in_a_stream_is_not_pulled_down() {
         client.send(&format!("message {number}")).await;
     }
     page.until_last("message 99").await;
-    // As little as a touchpad gives at a time, with a message between any two.
+    // The smallest step of a touchpad, followed by a message.
     let place = json!({"type": "mouseWheel", "x": 640, "y": 450, "deltaX": 0, "deltaY": -10});
     page.devtools("Input.dispatchMouseEvent", place.clone())
         .await;
@@ -833,8 +830,7 @@ async fn who_scrolls_up_in_a_stream_is_not_pulled_down() {
     assert!(top.as_f64() <= before.as_f64(), "{before} became {top}");
 }
 
-/// What an accessibility checker would look for, by the rules of WCAG 2.2 AA that can be computed;
-/// returns what is wrong.
+/// Checks the rules of WCAG 2.2 AA that can be computed; returns the violations.
 const AUDIT: &str = r#"
 const wrong = [];
 const visible = [...document.body.querySelectorAll("*")].filter((it) => it.checkVisibility() && !it.closest(".heard"));
@@ -900,7 +896,7 @@ return wrong;
 "#;
 
 #[tokio::test]
-async fn the_page_is_for_everybody() {
+async fn the_page_is_accessible() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -918,7 +914,7 @@ async fn the_page_is_for_everybody() {
     client.send(&"wide".repeat(100)).await;
     page.until("document.querySelectorAll('#messages tr').length === 5")
         .await;
-    // Who hears the page is told.
+    // The live region announces it to screen readers.
     page.until("document.getElementById('heard').textContent")
         .await;
 
@@ -947,14 +943,14 @@ async fn the_page_is_for_everybody() {
             }
         }
     }
-    // What happens moves nothing.
+    // The log does not move with the state of the connection.
     tops.sort_by_key(|(width, _)| *width);
     tops.dedup();
     assert_eq!(tops.len(), 2, "{tops:?}");
 }
 
 #[tokio::test]
-async fn every_control_can_be_had_by_keyboard_and_shows_that_it_is() {
+async fn every_control_is_reachable_by_keyboard_and_shows_its_focus() {
     let Some(browser) = Browser::start().await else {
         return;
     };
@@ -964,7 +960,7 @@ async fn every_control_can_be_had_by_keyboard_and_shows_that_it_is() {
         .await;
     page.until("document.querySelectorAll('summary').length === 1")
         .await;
-    // What waits can be taken back.
+    // A queued message has a button that removes it.
     server.signal("-TERM").await;
     server.exit_code().await;
     page.until("document.getElementById('head').dataset.state === 'waiting'")
@@ -985,13 +981,13 @@ async fn every_control_can_be_had_by_keyboard_and_shows_that_it_is() {
 }
 
 #[tokio::test]
-async fn nothing_runs_in_the_page_that_is_not_the_page() {
+async fn injected_scripts_styles_and_images_are_blocked() {
     let Some(browser) = Browser::start().await else {
         return;
     };
     let server = Process::start("--mode broadcast").await;
     let page = browser.open(&format!("http://{}/", server.address)).await;
-    // Its own style and script do.
+    // The page's own style and script run.
     page.until_open().await;
     assert_eq!(
         page.text_of("return getComputedStyle(document.body).display")

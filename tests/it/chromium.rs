@@ -21,36 +21,36 @@ use url::Url;
 
 use crate::harness::PATIENCE;
 
-/// A browser is heavy: one at a time.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// A browser is heavy: one runs at a time.
+static RUNNING: Mutex<()> = Mutex::const_new(());
 
-/// Where Chromium is, as a shell finds it.
+/// The path of Chromium, as a shell finds it.
 fn chromium() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let mut places = std::env::split_paths(&path).map(|folder| folder.join("chromium"));
     places.find(|it| it.exists())
 }
 
-/// A browser of its own, with an empty profile. It ends when this is dropped.
+/// A browser with an empty profile; it ends when dropped.
 pub(crate) struct Browser {
     client: Client,
     _driver: Driver,
     profile: TempDir,
-    _turn: MutexGuard<'static, ()>,
+    _guard: MutexGuard<'static, ()>,
 }
 
 impl Browser {
-    /// A browser, or none where there is none to be had: then one line says so, unless the tests
-    /// were told that all that they need is installed.
+    /// A browser; none, with a line on stderr, where Chromium is not installed, which
+    /// `WSCAST_TEST_ALL` does not allow.
     pub(crate) async fn start() -> Option<Self> {
-        let turn = TURN.lock().await;
+        let guard = RUNNING.lock().await;
         let mut command = Command::new("chromedriver");
         command
             .arg("--port=0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // With Chromium and all that it starts, so that they can be ended together.
+            // One process group with Chromium and its children, which is killed as a whole.
             .process_group(0);
         let (Ok(mut driver), Some(chromium)) = (command.spawn(), chromium()) else {
             assert!(
@@ -58,7 +58,7 @@ impl Browser {
                 "chromium and chromedriver are not installed: tests/run does that"
             );
             let line = b"left out, for want of chromium and chromedriver: a test of the page\n";
-            // Past the harness, which keeps to itself what a test prints that passes.
+            // Directly, as the harness hides the output of tests that pass.
             std::io::stderr().write_all(line).unwrap();
             return None;
         };
@@ -99,7 +99,7 @@ impl Browser {
             client,
             _driver: driver,
             profile,
-            _turn: turn,
+            _guard: guard,
         })
     }
 
@@ -125,7 +125,7 @@ impl Browser {
         page
     }
 
-    /// Files that were downloaded whole.
+    /// Files whose download is complete.
     pub(crate) fn downloads(&self) -> Vec<PathBuf> {
         let files = std::fs::read_dir(self.profile.path()).unwrap();
         let paths = files.map(|it| it.unwrap().path());
@@ -140,14 +140,14 @@ struct Driver(Child);
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let group = self.0.id().expect("nobody has waited for it");
+        let group = self.0.id().expect("it is not waited for before");
         let mut kill = std::process::Command::new("kill");
         kill.args(["-KILL", "--", &format!("-{group}")]);
         kill.status().expect("kill is there");
     }
 }
 
-/// The page as a file, with what stands behind its name in the address.
+/// The URL of the page as a file, with this query.
 pub(crate) fn page_file(query: &str) -> String {
     format!(
         "file://{}/static/client.html{query}",
@@ -221,7 +221,7 @@ impl Page<'_> {
         serde_json::from_value(self.run(rows).await).unwrap()
     }
 
-    /// Types on the keyboard, wherever it is heard.
+    /// Types on the keyboard, into the focused element.
     pub(crate) async fn keys(&self, keys: &[KeyAction]) {
         let mut actions = KeyActions::new("keyboard".into());
         for key in keys {
@@ -243,13 +243,13 @@ impl Page<'_> {
         element.click().await.unwrap();
     }
 
-    /// Asks something of the DevTools protocol.
+    /// Runs a command of the DevTools protocol.
     pub(crate) async fn devtools(&self, command: &str, parameters: Value) {
         let command = DevTools(json!({"cmd": command, "params": parameters}));
         self.client().await.issue_cmd(command).await.unwrap();
     }
 
-    /// Shows the page in this size and colour scheme, whatever the window has.
+    /// Emulates this width and colour scheme, whatever the window's.
     pub(crate) async fn appear(&self, width: u32, scheme: &str) {
         let size = json!({"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", size)
@@ -258,7 +258,7 @@ impl Page<'_> {
         self.devtools("Emulation.setEmulatedMedia", scheme).await;
     }
 
-    /// Every id that Tab leads to, from the top of the page.
+    /// Every id that Tab reaches from the top of the page.
     pub(crate) async fn tab_stops(&self) -> HashSet<String> {
         self.run("document.activeElement.blur(); window.getSelection().removeAllRanges()")
             .await;
@@ -273,7 +273,7 @@ impl Page<'_> {
         stops
     }
 
-    /// Keeps a picture where `WSCAST_SCREENSHOTS` says, for people to look at.
+    /// Saves a screenshot to the folder `WSCAST_SCREENSHOTS`, if set.
     pub(crate) async fn picture(&self, name: &str) {
         if let Some(folder) = std::env::var_os("WSCAST_SCREENSHOTS") {
             let picture = self.client().await.screenshot().await.unwrap();
@@ -282,7 +282,7 @@ impl Page<'_> {
     }
 }
 
-/// A key, pressed and let go.
+/// A key, pressed and released.
 pub(crate) fn press(key: Key) -> Vec<KeyAction> {
     let value = key.into();
     vec![KeyAction::Down { value }, KeyAction::Up { value }]
@@ -295,7 +295,7 @@ pub(crate) fn typed(text: &str) -> Vec<KeyAction> {
         .collect()
 }
 
-/// A command of the DevTools protocol, which Chromium's driver hands on.
+/// A command of the DevTools protocol, which Chromium's driver forwards.
 #[derive(Debug)]
 struct DevTools(Value);
 

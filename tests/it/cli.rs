@@ -1,4 +1,4 @@
-//! The binary as an operator meets it: arguments, the line that says it is up, signals, exit codes.
+//! The binary as an operator uses it: arguments, the listening line, signals, exit codes.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use crate::harness::*;
 use crate::process::*;
 
 #[tokio::test]
-async fn the_readme_shows_the_help_as_it_is() {
+async fn the_readme_shows_the_exact_help() {
     let help = output(wscast("--help")).await;
     assert!(help.status.success());
     let help = String::from_utf8(help.stdout).unwrap();
@@ -46,7 +46,7 @@ async fn completions_are_written_for_each_shell() {
 }
 
 #[tokio::test]
-async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
+async fn the_listening_line_names_the_mode_and_the_real_port() {
     for (arguments, server) in [("", "WebSocket"), ("--mode broadcast", "Broadcast")] {
         let mut process = Process::spawn(wscast(&format!("--port 0 {arguments}"))).await;
         let port = process.address.port();
@@ -66,7 +66,7 @@ async fn the_listening_line_goes_by_mode_and_has_the_real_port() {
 }
 
 #[tokio::test]
-async fn the_listening_line_comes_whatever_is_logged() {
+async fn the_listening_line_does_not_depend_on_the_log_filter() {
     let mut command = wscast("--host 127.0.0.1 --port 0");
     command.env("RUST_LOG", "error");
     let process = Process::spawn(command).await;
@@ -79,7 +79,7 @@ async fn the_listening_line_comes_whatever_is_logged() {
 }
 
 #[tokio::test]
-async fn a_client_that_sent_a_large_message_is_idle_again() {
+async fn a_large_message_leaves_no_buffer_behind() {
     const CLIENTS: usize = 100;
     const SIZE: usize = 1 << 20;
     let process = Process::start("--welcome= --history-limit 0").await;
@@ -90,7 +90,7 @@ async fn a_client_that_sent_a_large_message_is_idle_again() {
     let before = process.memory();
     for client in &mut clients {
         client.send_binary(&[7; SIZE]).await;
-        // Not printed, should it be another one.
+        // Not assert_eq, which would print 1 MiB.
         assert!(
             client.next().await == Message::binary(vec![7; SIZE]),
             "another message"
@@ -102,7 +102,7 @@ async fn a_client_that_sent_a_large_message_is_idle_again() {
 }
 
 #[tokio::test]
-async fn localhost_is_every_address_that_it_resolves_to() {
+async fn the_server_listens_on_every_address_of_localhost() {
     let process = Process::spawn(wscast("--port 0")).await;
     let port = process.address.port();
     let addresses = tokio::net::lookup_host(("localhost", port)).await.unwrap();
@@ -112,7 +112,7 @@ async fn localhost_is_every_address_that_it_resolves_to() {
 }
 
 #[tokio::test]
-async fn options_can_stand_in_the_environment() {
+async fn options_can_be_set_in_the_environment() {
     let mut command = wscast("");
     command
         .env("WSCAST_HOST", "127.0.0.1")
@@ -124,7 +124,7 @@ async fn options_can_stand_in_the_environment() {
 }
 
 #[tokio::test]
-async fn a_bad_start_is_one_line_that_names_the_option_and_the_remedy() {
+async fn a_failed_start_prints_one_line_with_the_option_and_the_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
     for (arguments, code, words) in [
@@ -182,7 +182,7 @@ async fn a_bad_start_is_one_line_that_names_the_option_and_the_remedy() {
 }
 
 #[tokio::test]
-async fn the_log_tells_who_came_what_they_said_and_why_they_went() {
+async fn the_log_shows_connections_messages_and_the_reason_of_each_end() {
     let mut process = Process::start("--mode broadcast --log-messages").await;
     let (mut client, _) = Client::connect(process.address, "/lobby").await.unwrap();
     client.send("hi\n\u{1b}[31m there").await;
@@ -205,7 +205,7 @@ async fn the_log_tells_who_came_what_they_said_and_why_they_went() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_interrupted_is_gone() {
+async fn a_dropped_connection_is_logged_as_gone() {
     let mut process = Process::start("--mode broadcast").await;
     for request in [
         "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".to_owned(),
@@ -235,14 +235,14 @@ async fn the_log_can_be_json() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_nobody() {
+async fn an_unread_log_delays_no_client() {
     let Process {
         child: _child,
         log,
         address,
         ..
     } = Process::start("").await;
-    // More lines than the pipe takes; then there is nobody at its other end at all.
+    // More lines than the pipe holds; then its read end is closed.
     for _ in 0..500 {
         Client::connect(address, "/").await.unwrap().0.close().await;
     }
@@ -282,7 +282,7 @@ async fn sigterm_and_sigint_in_the_middle_of_traffic_drain_and_exit_0() {
         }
         assert_eq!((runs[0] + 1, &ends[..]), (runs[1], &[1001, 1001][..]));
         assert_eq!(process.exit_code().await, Some(0), "{name}");
-        // At once, although its connections are still in TIME_WAIT.
+        // The port is free at once, although its connections are still in TIME_WAIT.
         let port = process.address.port();
         let mut again = Process::spawn(wscast(&format!("--host 127.0.0.1 --port {port}"))).await;
         again.signal("-TERM").await;
@@ -293,8 +293,8 @@ async fn sigterm_and_sigint_in_the_middle_of_traffic_drain_and_exit_0() {
 #[tokio::test]
 async fn a_second_signal_exits_at_once() {
     let mut process = Process::start("--drain-timeout 10m --close-timeout 10m").await;
-    let mut deaf = RawClient::connect(process.address).await;
-    deaf.upgrade("/").await;
+    let mut silent = RawClient::connect(process.address).await;
+    silent.upgrade("/").await;
     process.signal("-INT").await;
     next_line(&mut process.log, "shutting down").await;
     process.signal("-INT").await;
@@ -302,7 +302,7 @@ async fn a_second_signal_exits_at_once() {
 }
 
 #[tokio::test]
-async fn descriptors_and_memory_are_given_back() {
+async fn descriptors_and_memory_are_released() {
     const CLIENTS: usize = 500;
     const MESSAGES: usize = 100;
     const SIZE: usize = 512 * 1024;
@@ -316,11 +316,11 @@ async fn descriptors_and_memory_are_given_back() {
         for _ in 0..CLIENTS {
             clients.push(Client::connect(process.address, "/").await.unwrap().0);
         }
-        let mut deaf = Vec::new();
+        let mut not_reading = Vec::new();
         for _ in 0..stuck {
             let mut client = RawClient::with_small_window(process.address).await;
             client.upgrade("/stuck").await;
-            deaf.push(client);
+            not_reading.push(client);
         }
         drop(clients);
         let (mut publisher, _) = Client::connect(process.address, "/stuck").await.unwrap();
@@ -351,7 +351,7 @@ async fn descriptors_and_memory_are_given_back() {
 }
 
 #[tokio::test]
-async fn a_server_without_descriptors_rests_and_goes_on() {
+async fn a_server_without_descriptors_pauses_and_accepts_again() {
     let mut command = Command::new("sh");
     command
         .arg("-c")
@@ -382,7 +382,7 @@ async fn a_server_without_descriptors_rests_and_goes_on() {
 }
 
 #[tokio::test]
-async fn as_many_threads_serve_as_are_asked_for() {
+async fn the_server_runs_the_configured_number_of_threads() {
     let threads = async |threads: usize| {
         let process = Process::start(&format!("--threads {threads}")).await;
         Client::connect(process.address, "/")
@@ -395,7 +395,7 @@ async fn as_many_threads_serve_as_are_asked_for() {
             .unwrap()
             .count()
     };
-    // The main thread serves where it is the only one.
+    // With one thread, the main thread serves.
     let alone = threads(1).await;
     assert_eq!((threads(2).await, threads(5).await), (alone + 2, alone + 5));
 }
@@ -403,13 +403,13 @@ async fn as_many_threads_serve_as_are_asked_for() {
 #[tokio::test]
 async fn a_flooding_client_does_not_starve_a_quiet_one() {
     const ROUND_TRIPS: usize = 500;
-    // On one thread they have to share it.
+    // Both share one thread.
     let process = Process::start("--welcome= --prefix= --threads 1").await;
     let (mut quiet, _) = Client::connect(process.address, "/quiet").await.unwrap();
     let mut flood = RawClient::connect(process.address).await;
     flood.upgrade("/flood").await;
 
-    // From threads of its own, as fast as they can.
+    // Two threads of the test write and read as fast as they can.
     let flood = flood.stream.into_std().unwrap();
     flood.set_nonblocking(false).unwrap();
     let (mut read, mut write) = (flood.try_clone().unwrap(), flood.try_clone().unwrap());
@@ -425,7 +425,7 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
             counter.fetch_add(length, Ordering::Relaxed);
         }
     });
-    // What the flood is answered while the quiet one waits for its answer.
+    // Bytes echoed to the flood while the quiet client waits for its echo.
     let mut meanwhile = Vec::new();
     for number in 0..ROUND_TRIPS {
         let text = number.to_string();
@@ -441,5 +441,5 @@ async fn a_flooding_client_does_not_starve_a_quiet_one() {
     assert!(all > 1 << 20, "that was no flood: {all} bytes");
     meanwhile.sort();
     let median = meanwhile[ROUND_TRIPS / 2];
-    assert!(median < 512 * 1024, "{median} bytes came first");
+    assert!(median < 512 * 1024, "{median} bytes were echoed first");
 }

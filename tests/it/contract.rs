@@ -1,4 +1,4 @@
-//! The plain format, as any WebSocket client sees it.
+//! The plain format, as any WebSocket client receives it.
 
 use wscast::config::Size;
 
@@ -15,13 +15,13 @@ async fn echo_greets_and_answers_the_sender_alone() {
     other.expect(ECHO_GREETING).await;
     one.send("hi").await;
     one.expect("Server echo: hi").await;
-    // The fence: what the other gets next is the answer to its own message.
+    // The fence: the next message to the other client is the echo of its own.
     other.send("me").await;
     other.expect("Server echo: me").await;
 }
 
 #[tokio::test]
-async fn broadcast_greets_and_tells_everybody_the_sender_included() {
+async fn broadcast_greets_and_sends_to_every_client_including_the_sender() {
     let server = TestServer::broadcast().await;
     let (mut one, mut other) = (server.client().await, server.client().await);
     one.expect(BROADCAST_GREETING).await;
@@ -53,7 +53,7 @@ async fn a_late_client_gets_history_then_live() {
 }
 
 #[tokio::test]
-async fn an_echo_room_remembers_what_everybody_sent() {
+async fn an_echo_room_replays_the_messages_of_other_clients() {
     let server = TestServer::echo().await;
     let mut early = server.client().await;
     early.expect(ECHO_GREETING).await;
@@ -67,13 +67,13 @@ async fn an_echo_room_remembers_what_everybody_sent() {
     late.expect("Server echo: one").await;
     late.expect_binary(b"\x00two").await;
     late.expect("Server echo: three").await;
-    // Not twice, although it is in the history by now.
+    // The echo is not repeated, although it is in the history by now.
     late.send("four").await;
     late.expect("Server echo: four").await;
 }
 
 #[tokio::test]
-async fn messages_of_every_shape_arrive_as_they_were_sent() {
+async fn messages_of_every_kind_and_size_arrive_unchanged() {
     let large = "\u{20ac}".repeat((1 << 20) / 3);
     for (server, prefix) in [
         (TestServer::echo().await, "Server echo: "),
@@ -93,7 +93,7 @@ async fn messages_of_every_shape_arrive_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn a_message_of_exactly_the_largest_size_is_taken() {
+async fn a_message_of_exactly_the_largest_size_is_accepted() {
     let server =
         TestServer::quiet(|config| config.limits.max_message_size = Size::from(1000)).await;
     let mut client = server.client().await;
@@ -113,7 +113,7 @@ async fn fragments_are_one_message_and_a_ping_between_them_is_answered() {
         client.read_frame().await,
         (FIN | PONG, b"you there?".to_vec())
     );
-    // The euro sign is cut in two.
+    // The euro sign is split over two fragments.
     client.send(frame(CONTINUATION, b"g\xe2\x82")).await;
     client.send(frame(FIN | CONTINUATION, b"\xacment")).await;
     assert_eq!(
@@ -178,7 +178,7 @@ async fn the_close_code_of_a_client_is_echoed() {
 }
 
 #[tokio::test]
-async fn what_came_just_before_a_close_or_a_violation_counts() {
+async fn a_message_just_before_a_close_or_a_violation_is_published() {
     for ending in [
         frame(FIN | CLOSE, &[0x03, 0xe8]),
         frame(FIN | TEXT, b"\xff"),
@@ -194,7 +194,7 @@ async fn what_came_just_before_a_close_or_a_violation_counts() {
 }
 
 #[tokio::test]
-async fn an_echo_is_answered_before_the_close_is() {
+async fn an_echo_is_sent_before_the_close_frame() {
     let server = TestServer::with(|config| config.service.welcome = Some(String::new())).await;
     let mut client = server.raw_websocket().await;
     let close = frame(FIN | CLOSE, &[0x03, 0xe8]);

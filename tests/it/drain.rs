@@ -1,4 +1,4 @@
-//! Stopping a server in the middle of things.
+//! Stopping a server in the middle of traffic.
 
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ async fn every_client_gets_the_rest_of_its_room_then_1001() {
     }
     publisher.websocket.flush().await.unwrap();
     publisher.expect("Broadcast: 0").await;
-    server.tell_to_stop();
-    // Whatever the room accepted last, all of them get exactly up to there.
+    server.begin_stop();
+    // Every client gets exactly the messages up to the last one that the room accepted.
     let mut runs = Vec::new();
     clients.push(publisher);
     for client in &mut clients {
@@ -53,7 +53,7 @@ async fn every_client_gets_the_rest_of_its_room_then_1001() {
 }
 
 #[tokio::test]
-async fn a_replay_under_way_is_finished() {
+async fn a_drain_completes_a_replay_in_progress() {
     let server = TestServer::quiet(|_| {}).await;
     let message = vec![7; 512 * 1024];
     let mut publisher = server.client().await;
@@ -79,7 +79,7 @@ async fn a_replay_under_way_is_finished() {
 }
 
 #[tokio::test]
-async fn half_done_handshakes_are_answered_503() {
+async fn incomplete_requests_are_answered_503() {
     let mut server = TestServer::echo().await;
     let mut clients = Vec::new();
     for sent in [
@@ -92,7 +92,7 @@ async fn half_done_handshakes_are_answered_503() {
         clients.push(client);
     }
     eventually("all are there", || server.monitor.connections() == 3).await;
-    server.tell_to_stop();
+    server.begin_stop();
     for client in &mut clients {
         let response = String::from_utf8(client.read_to_end().await).unwrap();
         assert!(
@@ -110,10 +110,10 @@ async fn half_done_handshakes_are_answered_503() {
 }
 
 #[tokio::test]
-async fn nobody_can_hold_up_the_exit() {
+async fn no_client_delays_the_exit_beyond_the_drain_timeout() {
     let mut server = TestServer::quiet(|config| {
         config.service.drain_timeout = millis(500);
-        // None of these may be what ends the drain.
+        // None of these timeouts may end the drain.
         config.times.close_timeout = millis(600_000);
         config.times.write_timeout = millis(600_000);
         config.times.open_timeout = millis(600_000);
@@ -122,7 +122,7 @@ async fn nobody_can_hold_up_the_exit() {
     let address = server.address;
     let mut half = server.raw().await;
     half.send("GET / HTTP").await;
-    let _deaf = server.raw_websocket().await;
+    let _silent = server.raw_websocket().await;
     let mut stuck = RawClient::with_small_window(address).await;
     stuck.upgrade("/").await;
     let mut fast = server.client().await;
@@ -139,16 +139,15 @@ async fn nobody_can_hold_up_the_exit() {
         {}
     });
     let start = Instant::now();
-    server.tell_to_stop();
-    // That it ends at all shows that the drain's own timeout ended it: the others are far longer
-    // than a test waits.
+    server.begin_stop();
+    // Only the drain's own timeout can end it: the others are far longer than a test waits.
     server.stop().await;
     let took = start.elapsed();
     assert!(
         took >= Duration::from_millis(500),
         "the stuck client had {took:?}"
     );
-    // The port is free again although clients are still there.
+    // The port is free again although clients are still connected.
     TcpListener::bind(address).await.unwrap();
     tokio::time::timeout(PATIENCE, flooding)
         .await
@@ -157,7 +156,7 @@ async fn nobody_can_hold_up_the_exit() {
 }
 
 #[tokio::test]
-async fn a_client_whose_pongs_were_stuck_is_told_1001_behind_them() {
+async fn a_client_with_unwritten_pongs_gets_1001_after_them() {
     let mut server = TestServer::quiet(|config| {
         config.service.drain_timeout = millis(20_000);
         config.times.ping_interval = millis(0);
@@ -172,7 +171,7 @@ async fn a_client_whose_pongs_were_stuck_is_told_1001_behind_them() {
     client.send(frame(FIN | TEXT, b"behind the pings")).await;
     let mut other = server.client().await;
     other.expect("Broadcast: behind the pings").await;
-    server.tell_to_stop();
+    server.begin_stop();
     let reading = async {
         let mut last = client.read_frame().await;
         while last.0 != FIN | CLOSE {

@@ -1,4 +1,4 @@
-//! Starts real servers and clients, and hides what a test does not want to say.
+//! Real servers and clients for tests.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use wscast::config::{Config, Mode, Time};
 use wscast::server::{Monitor, Server};
 
-/// Longer than anything a test waits for; a test that gets here has failed.
+/// Longer than any wait of a test that passes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Milliseconds as an option takes them.
+/// Milliseconds as the value of an option.
 pub(crate) fn millis(millis: u64) -> Time {
     Time::from(Duration::from_millis(millis))
 }
 
-/// A server of this process, on a free port of 127.0.0.1.
+/// A server in this process, on a free port of 127.0.0.1.
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
     pub(crate) monitor: Monitor,
@@ -75,15 +75,15 @@ impl TestServer {
         }
     }
 
-    /// Tells the server to stop.
-    pub(crate) fn tell_to_stop(&mut self) {
+    /// Begins the shutdown of the server.
+    pub(crate) fn begin_stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
     }
 
     /// Stops the server; returns when it is drained.
     pub(crate) async fn stop(mut self) {
         if self.stop.is_some() {
-            self.tell_to_stop();
+            self.begin_stop();
         }
         timeout(PATIENCE, self.running.take().unwrap())
             .await
@@ -103,7 +103,7 @@ impl TestServer {
         RawClient::connect(self.address).await
     }
 
-    /// Sends a request on a connection of its own, as [`RawClient::request`] does.
+    /// Sends a request on a new connection, as [`RawClient::request`] does.
     pub(crate) async fn request(&self, line: &str, fields: &str, body: impl AsRef<[u8]>) -> Answer {
         self.raw().await.request(line, fields, body).await
     }
@@ -116,7 +116,7 @@ impl TestServer {
     }
 }
 
-/// Waits until `done` says so; for states that no client can see change.
+/// Waits until `done` returns true; for states that no client can observe.
 pub(crate) async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let wait = async {
         while !done() {
@@ -126,7 +126,7 @@ pub(crate) async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
 }
 
-/// The same where it takes a while to find out.
+/// The same with an asynchronous check.
 pub(crate) async fn eventually_async(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !done().await {
@@ -172,7 +172,7 @@ impl Client {
         stream: TcpStream,
         request: ClientRequestBuilder,
     ) -> Result<(Self, Response), tungstenite::Error> {
-        // Small reads, so that a slow reader is one.
+        // Small reads, so that no large buffer hides a slow reader.
         let config = WebSocketConfig::default().read_buffer_size(4096);
         let handshake = client_async_with_config(request, stream, Some(config));
         let (websocket, response) = timeout(PATIENCE, handshake)
@@ -226,7 +226,7 @@ impl Client {
         assert_eq!(self.next().await, Message::binary(bytes.to_vec()));
     }
 
-    /// Expects the server to close with `code`, and then to end the connection.
+    /// Expects a close frame with `code`, then the end of the connection.
     pub(crate) async fn expect_close(&mut self, code: u16) -> String {
         let Message::Close(Some(frame)) = self.next().await else {
             panic!("no close frame")
@@ -236,7 +236,7 @@ impl Client {
         frame.reason.to_string()
     }
 
-    /// Expects the connection to end, the closing handshake being done.
+    /// Expects the end of the connection after the closing handshake.
     pub(crate) async fn expect_end(&mut self) {
         let end = timeout(PATIENCE, self.websocket.next())
             .await
@@ -265,13 +265,13 @@ pub(crate) const FIN: u8 = 0x80;
 pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
-/// The answer to a request.
+/// The response to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) code: u16,
     /// Status line and header lines, in lower case.
     pub(crate) head: String,
-    /// Without the framing of chunks; empty where the answer is a WebSocket or an event stream.
+    /// Decoded if chunked; empty for a WebSocket or an event stream.
     pub(crate) body: String,
 }
 
@@ -289,7 +289,7 @@ impl Answer {
     }
 }
 
-/// A body that came in chunks (RFC 9112, section 7.1).
+/// Decodes a chunked body (RFC 9112, section 7.1).
 fn unchunked(mut body: &str) -> String {
     let mut whole = String::new();
     loop {
@@ -343,7 +343,7 @@ pub(crate) async fn read_frame(
     Ok((first, payload))
 }
 
-/// A client that sends and gets bytes.
+/// A client that sends and receives bytes.
 pub(crate) struct RawClient {
     pub(crate) stream: TcpStream,
 }
@@ -355,7 +355,7 @@ impl RawClient {
         }
     }
 
-    /// A client whose kernel takes little ahead of it.
+    /// A client with a small receive buffer.
     pub(crate) async fn with_small_window(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -404,8 +404,8 @@ impl RawClient {
         rest
     }
 
-    /// Sends a request with these header lines and this body, and reads the answer. `Host`,
-    /// `Connection` and what tells the body's length are added where the lines do not have them.
+    /// Sends a request with these header lines and this body, and reads the response. `Host`,
+    /// `Connection` and the length of the body are added where the lines do not have them.
     pub(crate) async fn request(
         &mut self,
         line: &str,
@@ -428,13 +428,13 @@ impl RawClient {
             .await
     }
 
-    /// Sends these bytes, and reads the answer.
+    /// Sends these bytes, and reads the response.
     pub(crate) async fn exchange(&mut self, request: impl AsRef<[u8]>) -> Answer {
         self.send(request).await;
         self.answer().await
     }
 
-    /// Reads an answer: to the end of the connection, unless it is one that goes on.
+    /// Reads a response to the end of the connection; only the head if it upgrades or streams.
     pub(crate) async fn answer(&mut self) -> Answer {
         let head = self.read_head().await.to_lowercase();
         let code = head.split(' ').nth(1).unwrap().parse().unwrap();

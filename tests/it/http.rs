@@ -32,13 +32,13 @@ async fn every_room_path_serves_the_page() {
         assert!(head.contains(field), "{head}");
     }
     assert!(!head.contains("unsafe"), "{head}");
-    // Another protocol than ours is not asked for in vain.
+    // An upgrade to another protocol is ignored.
     let upgrade = "Connection: Upgrade\r\nUpgrade: h2c\r\n";
     assert_eq!(server.request("GET /", upgrade, "").await.code, 200);
 }
 
 #[tokio::test]
-async fn a_page_that_is_known_is_not_sent_again() {
+async fn a_cached_page_is_answered_304() {
     let server = TestServer::echo().await;
     let page = server.request("GET /", "", "").await;
     let etag = page.field("etag").unwrap();
@@ -130,7 +130,7 @@ async fn a_handshake_is_answered_as_the_rfc_says() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_not_one_is_refused_with_the_reason() {
+async fn an_invalid_handshake_is_answered_400_or_426() {
     let server = TestServer::echo().await;
     let good = RawClient::handshake("/", "");
     let version = "Sec-WebSocket-Version: 13\r\n";
@@ -167,7 +167,7 @@ async fn a_request_that_takes_too_long_is_answered_408() {
 }
 
 #[tokio::test]
-async fn who_has_sent_a_request_may_close_its_side() {
+async fn a_client_may_half_close_after_its_request() {
     let server = TestServer::echo().await;
     for (request, status) in [
         ("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "200"),
@@ -188,14 +188,14 @@ async fn who_has_sent_a_request_may_close_its_side() {
 }
 
 #[tokio::test]
-async fn what_is_no_path_is_no_room() {
+async fn a_handshake_without_a_path_is_answered_400() {
     let server = TestServer::echo().await;
     let star = RawClient::handshake("*", "");
     assert_eq!(server.raw().await.exchange(star).await.code, 400);
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_told_so() {
+async fn an_invalid_request_is_answered_with_the_reason() {
     let server = TestServer::echo().await;
     for (request, code, reason) in [
         ("GARBAGE\r\n\r\n".to_owned(), 400, "no HTTP/1.1 request"),

@@ -24,7 +24,7 @@ fn parts(id: &str) -> (u64, u64) {
 }
 
 #[tokio::test]
-async fn the_json_format_tells_ids_and_times() {
+async fn the_json_format_carries_ids_and_times() {
     let server = TestServer::broadcast().await;
     let mut client = Client::json(server.address, "/lobby").await;
     let welcome = json!({
@@ -47,11 +47,11 @@ async fn the_json_format_tells_ids_and_times() {
         assert!(time.elapsed().unwrap() < PATIENCE);
         assert_eq!(event.as_object().unwrap().len(), 4, "{event}");
     }
-    // Those of the plain format get the same with the prefix.
+    // A client of the plain format gets the same with the prefix.
     let mut plain = server.client_at("/lobby").await;
     plain.next_text().await;
     plain.expect("Broadcast: a \"text\"\n").await;
-    // Who comes later hears of the newest id.
+    // The welcome of a later client has the newest id.
     let mut late = Client::json(server.address, "/lobby").await;
     assert_eq!(late.event().await["last_id"], format!("{epoch}-2"));
     assert_eq!(late.event().await, text);
@@ -59,7 +59,7 @@ async fn the_json_format_tells_ids_and_times() {
 }
 
 #[tokio::test]
-async fn an_echo_has_ids_as_well() {
+async fn an_echo_has_ids() {
     let server = TestServer::echo().await;
     let mut client = Client::json(server.address, "/").await;
     assert_eq!(client.event().await["mode"], "echo");
@@ -105,7 +105,7 @@ async fn the_format_is_negotiated_as_the_rfc_says() {
 }
 
 #[tokio::test]
-async fn since_gives_what_came_after_or_says_that_it_cannot() {
+async fn since_replays_the_messages_after_it_or_reports_a_gap() {
     let server = TestServer::quiet(|config| config.history.limit = 3).await;
     let mut client = Client::json(server.address, "/").await;
     client.event().await;
@@ -115,7 +115,7 @@ async fn since_gives_what_came_after_or_says_that_it_cannot() {
         ids.push(id_of(&client.event().await).to_owned());
     }
     let epoch = parts(&ids[0]).0;
-    // What it is told, and the first message that it gets.
+    // The fields of the welcome, and the first message.
     for (since, resumed, missed, first) in [
         (ids[3].clone(), true, json!(0), Some("5")),
         (ids[1].clone(), true, json!(0), Some("3")),
@@ -130,14 +130,18 @@ async fn since_gives_what_came_after_or_says_that_it_cannot() {
             json!(null),
             Some("3"),
         ),
-        // The last one: it adds a message.
+        // The last case, as it adds a message.
         (ids[4].clone(), true, json!(0), None),
     ] {
         let path = format!("/?since={since}");
         let mut client = Client::json(server.address, &path).await;
         let welcome = client.event().await;
-        let told = (&welcome["resumed"], &welcome["missed"], &welcome["last_id"]);
-        assert_eq!(told, (&json!(resumed), &missed, &json!(ids[4])), "{since}");
+        let fields = (&welcome["resumed"], &welcome["missed"], &welcome["last_id"]);
+        assert_eq!(
+            fields,
+            (&json!(resumed), &missed, &json!(ids[4])),
+            "{since}"
+        );
         let mut plain = server.client_at(&path).await;
         if let Some(first) = first {
             assert_eq!(client.event().await["text"], first, "{since}");
@@ -167,7 +171,7 @@ async fn since_gives_what_came_after_or_says_that_it_cannot() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_restarted_never_says_that_nothing_is_missing() {
+async fn a_restarted_server_never_resumes_an_older_id() {
     let first = TestServer::broadcast().await;
     let mut client = Client::json(first.address, "/").await;
     client.event().await;
@@ -175,7 +179,7 @@ async fn a_server_that_was_restarted_never_says_that_nothing_is_missing() {
     let before = id_of(&client.event().await).to_owned();
     first.stop().await;
     let second = TestServer::broadcast().await;
-    // Even with as many messages as there were.
+    // The new log has as many messages as the old one.
     let mut publisher = Client::json(second.address, "/").await;
     publisher.event().await;
     publisher.send("after").await;
@@ -191,7 +195,7 @@ async fn a_server_that_was_restarted_never_says_that_nothing_is_missing() {
 }
 
 #[tokio::test]
-async fn ids_do_not_repeat_in_a_room_that_was_forgotten() {
+async fn ids_do_not_repeat_in_a_forgotten_room() {
     let server = TestServer::quiet(|config| config.history.limit = 0).await;
     let mut last = (0, 0);
     for _ in 0..20 {
@@ -207,7 +211,7 @@ async fn ids_do_not_repeat_in_a_room_that_was_forgotten() {
 }
 
 #[tokio::test]
-async fn a_json_client_that_fell_behind_is_told_how_many_it_missed() {
+async fn a_json_client_that_fell_behind_gets_the_size_of_the_gap() {
     let server = TestServer::quiet(|config| {
         config.history.limit = 10;
         config.limits.max_queue = 1;
@@ -222,7 +226,7 @@ async fn a_json_client_that_fell_behind_is_told_how_many_it_missed() {
     .await;
     slow.read_head().await;
     let mut publisher = server.client().await;
-    // More than all buffers between the two hold.
+    // More than all buffers between publisher and client hold.
     let (count, text) = (200, "x".repeat(100_000));
     for number in 1..=count {
         let message = format!("{number} {text}");
@@ -251,8 +255,7 @@ async fn a_json_client_that_fell_behind_is_told_how_many_it_missed() {
     assert!(gaps > 0, "it was never behind");
 }
 
-/// Somebody who publishes numbers as fast as the server takes them, until told to stop; gives their
-/// count then.
+/// A client that publishes numbers as fast as the server accepts them; `stop` returns their count.
 struct Flood {
     stop: Arc<AtomicBool>,
     task: JoinHandle<u64>,
@@ -261,10 +264,10 @@ struct Flood {
 impl Flood {
     async fn start(server: &TestServer) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (told, mut client) = (stop.clone(), server.client().await);
+        let (stopped, mut client) = (stop.clone(), server.client().await);
         let task = tokio::spawn(async move {
             let mut sent = 0;
-            while !told.load(Ordering::Relaxed) && sent < 1_000_000 {
+            while !stopped.load(Ordering::Relaxed) && sent < 1_000_000 {
                 for _ in 0..32 {
                     sent += 1;
                     let message = Message::text(sent.to_string());
@@ -286,8 +289,8 @@ impl Flood {
     }
 }
 
-/// A server that remembers all that a flood brings.
-async fn elephant() -> TestServer {
+/// A server whose history holds a whole flood.
+async fn with_long_history() -> TestServer {
     TestServer::with(|config| {
         config.service.mode = Mode::Broadcast;
         config.service.welcome = Some(String::new());
@@ -326,7 +329,7 @@ fn cut(stream: TcpStream, how: usize, left_open: &mut Vec<TcpStream>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_websocket_that_is_cut_off_200_times_misses_nothing() {
-    let server = elephant().await;
+    let server = with_long_history().await;
     let flood = Flood::start(&server).await;
     let (mut dice, mut left_open) = (Dice(0x2545_F491_4F6C_DD1D), Vec::new());
     let (mut last_id, mut got) = (String::new(), 0);
@@ -365,7 +368,7 @@ async fn a_websocket_that_is_cut_off_200_times_misses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_stream_that_is_cut_off_200_times_misses_nothing() {
-    let server = elephant().await;
+    let server = with_long_history().await;
     let flood = Flood::start(&server).await;
     let (mut dice, mut left_open) = (Dice(0x9E37_79B9_7F4A_7C15), Vec::new());
     let (mut last_id, mut got) = (String::new(), 0);
@@ -388,7 +391,7 @@ async fn an_event_stream_that_is_cut_off_200_times_misses_nothing() {
             }
             _ => got + dice.throw(300) as u64,
         };
-        // Cut anywhere, also amid an event.
+        // Cut anywhere, even within an event.
         let mut unread = Vec::new();
         while got < enough {
             let mut piece = vec![0; 1 + dice.throw(5000)];

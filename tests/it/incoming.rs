@@ -1,4 +1,4 @@
-//! Messages and bodies that begin and do not end.
+//! Unfinished messages and bodies.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ fn cut_short(first: u8, length: usize, missing: usize) -> Vec<u8> {
     frame
 }
 
-/// How the space for unfinished messages is taken by clients that drip, and how they are paced.
+/// How many dripping clients fill the space for unfinished messages, and at what pace.
 struct Drip {
     largest: usize,
     clients: usize,
-    /// Bytes of each message that are not there at first.
+    /// Bytes of each message that are not sent at first.
     missing: usize,
     write_timeout: u64,
 }
 
-/// A server whose space is taken, and a client that sends one message of the largest size.
+/// Fills the space of a server, then sends one message of the largest size from another client.
 async fn send_beside(drip: &Drip) {
     let Drip {
         largest,
@@ -52,7 +52,7 @@ async fn send_beside(drip: &Drip) {
     }
     eventually("all space is taken", || server.monitor.incoming() == space).await;
     let dripping = async {
-        // Just often enough not to stand still.
+        // Just often enough not to stall.
         let mut pace = interval(Duration::from_millis(write_timeout * 9 / 10));
         loop {
             pace.tick().await;
@@ -75,15 +75,15 @@ async fn send_beside(drip: &Drip) {
         start.elapsed()
     };
     let took = tokio::select! {
-        () = dripping => unreachable!("it goes on for ever"),
+        () = dripping => unreachable!("it never ends"),
         took = sending => took,
     };
     assert!(took < Duration::from_millis(2 * write_timeout), "{took:?}");
     assert!(server.monitor.incoming() <= space);
-    // At least one that drips had to make room, and is told why.
+    // At least one dripping client was cut, and its close frame has the code.
     let mut cut = 0;
     for mut dripper in drippers {
-        let told = timeout(Duration::from_millis(20), async {
+        let closed = timeout(Duration::from_millis(20), async {
             loop {
                 let (first, payload) = dripper.read_frame().await;
                 if first == FIN | CLOSE {
@@ -91,7 +91,7 @@ async fn send_beside(drip: &Drip) {
                 }
             }
         });
-        if let Ok(payload) = told.await {
+        if let Ok(payload) = closed.await {
             assert_eq!(payload[..2], 1013_u16.to_be_bytes());
             cut += 1;
         }
@@ -101,7 +101,7 @@ async fn send_beside(drip: &Drip) {
 }
 
 #[tokio::test]
-async fn an_honest_sender_gets_through_beside_as_many_that_drip_as_there_is_space_for() {
+async fn an_honest_sender_succeeds_while_dripping_clients_fill_the_space() {
     send_beside(&Drip {
         largest: 64 * 1024,
         clients: 16,
@@ -113,7 +113,7 @@ async fn an_honest_sender_gets_through_beside_as_many_that_drip_as_there_is_spac
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: 256 MiB"]
-async fn an_honest_sender_gets_through_beside_256_that_drip_at_the_default_limits() {
+async fn an_honest_sender_succeeds_beside_256_dripping_clients_at_the_default_limits() {
     send_beside(&Drip {
         largest: 1 << 20,
         clients: 256,
@@ -124,7 +124,7 @@ async fn an_honest_sender_gets_through_beside_256_that_drip_at_the_default_limit
 }
 
 #[tokio::test]
-async fn a_body_that_has_to_make_room_is_answered_503() {
+async fn a_body_cut_to_free_space_is_answered_503() {
     let server = TestServer::quiet(|config| {
         config.limits.max_message_size = Size::from(10_000);
         config.limits.max_incoming = Size::from(20_000);
@@ -158,7 +158,7 @@ async fn a_body_that_has_to_make_room_is_answered_503() {
         outcomes[0].starts_with("HTTP/1.1 503 ") && outcomes[0].contains("--max-incoming"),
         "{outcomes:?}"
     );
-    // The one that came last is not the one that is cut, and goes on.
+    // The last one is not cut, and is published.
     third.send([b'x'; 1000]).await;
     let answer = String::from_utf8(third.read_to_end().await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
@@ -167,7 +167,7 @@ async fn a_body_that_has_to_make_room_is_answered_503() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_complete_takes_no_share_however_slowly_its_echo_is_read() {
+async fn a_complete_message_takes_no_space_while_its_echo_is_read_slowly() {
     let server = TestServer::with(|config| config.service.welcome = Some(String::new())).await;
     let mut client = RawClient::with_small_window(server.address).await;
     client.upgrade("/").await;
@@ -176,7 +176,7 @@ async fn a_message_that_is_complete_takes_no_share_however_slowly_its_echo_is_re
     client.send(one).await;
     eventually("it is counted", || server.monitor.incoming() > 800_000).await;
     client.send(other).await;
-    eventually("it is not, once it is complete", || {
+    eventually("it is no longer counted once it is complete", || {
         server.monitor.incoming() == 0
     })
     .await;
@@ -184,20 +184,20 @@ async fn a_message_that_is_complete_takes_no_share_however_slowly_its_echo_is_re
 }
 
 #[tokio::test]
-async fn what_is_unfinished_is_dropped_with_the_violation_behind_it() {
+async fn a_violation_drops_the_unfinished_message_before_it() {
     let server = TestServer::quiet(|config| config.times.close_timeout = millis(600_000)).await;
     let mut client = server.raw_websocket().await;
     client.send(frame(TEXT, &vec![b'x'; 900_000])).await;
     eventually("it is counted", || server.monitor.incoming() == 900_000).await;
     client.send(frame(FIN | 0x3, b"")).await;
     assert_eq!(client.read_frame().await.0, FIN | CLOSE);
-    // The connection lingers, and nothing else does.
+    // The connection lingers, its message does not.
     assert_eq!(server.monitor.incoming(), 0);
     assert_eq!(server.monitor.connections(), 1);
 }
 
 #[tokio::test]
-async fn what_comes_in_one_piece_takes_no_share() {
+async fn complete_messages_in_one_write_take_no_space() {
     let server = TestServer::quiet(|config| {
         config.limits.max_message_size = Size::from(10_000);
         config.limits.max_incoming = Size::from(10_000);
@@ -212,7 +212,7 @@ async fn what_comes_in_one_piece_takes_no_share() {
 }
 
 #[tokio::test]
-async fn an_unfinished_message_costs_about_its_size() {
+async fn an_unfinished_message_takes_about_its_size_in_memory() {
     const CLIENTS: usize = 32;
     const SIZE: usize = 1_000_000;
     let process = Process::start("--mode broadcast").await;
@@ -234,7 +234,7 @@ async fn an_unfinished_message_costs_about_its_size() {
         client.send(b"").await;
     }
     let all = CLIENTS * SIZE;
-    eventually("all of it is there", || {
+    eventually("all of it is received", || {
         process.memory().saturating_sub(before) > all * 9 / 10
     })
     .await;
@@ -243,7 +243,7 @@ async fn an_unfinished_message_costs_about_its_size() {
 }
 
 #[tokio::test]
-async fn a_body_in_small_segments_costs_what_it_holds() {
+async fn a_body_in_small_segments_takes_little_memory() {
     let process = Process::start("--mode broadcast").await;
     let before = process.memory();
     let mut bodies = Vec::new();
@@ -254,7 +254,7 @@ async fn a_body_in_small_segments_costs_what_it_holds() {
         body.send(head).await;
         bodies.push(body);
     }
-    // Slowly enough that each is read by itself.
+    // Slowly enough that each segment is read by itself.
     for _ in 0..2000 {
         for body in &mut bodies {
             body.send(b"x").await;

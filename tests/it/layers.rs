@@ -52,7 +52,7 @@ fn modules_import_from_lower_layers_only() {
             .unwrap_or_else(|| panic!("{name} has no layer in ARCHITECTURE.md"));
         seen.insert(name.to_owned());
         let text = fs::read_to_string(&path).unwrap();
-        // Tests may look wherever they like.
+        // Tests may import from any layer.
         let code = text.split("#[cfg(test)]").next().unwrap();
         for import in code.split("crate::").skip(1) {
             let end = import

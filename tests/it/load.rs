@@ -1,4 +1,4 @@
-//! Many clients, joins in the middle of traffic, and clients that are slow.
+//! Many clients, joins in the middle of traffic, and slow clients.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use wscast::config::Size;
 
 use crate::harness::*;
 
-/// All a client gets, up to the message `end`.
+/// All messages that a client gets, up to the message `end`.
 async fn read_until(client: &mut Client, end: &str) -> Vec<String> {
     let mut texts = Vec::new();
     while texts.last().is_none_or(|last| last != end) {
@@ -34,7 +34,7 @@ async fn clients_that_join_in_the_middle_of_traffic_get_all_of_it_in_one_order()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_short_history_each_gets_one_contiguous_run_up_to_the_same_end() {
+async fn with_a_short_history_each_client_gets_one_contiguous_run_up_to_the_same_end() {
     let (all, runs) = join_in_the_middle_of_traffic(1000).await;
     for run in runs {
         assert!(
@@ -46,8 +46,8 @@ async fn with_a_short_history_each_gets_one_contiguous_run_up_to_the_same_end() 
     }
 }
 
-/// Lets 50 clients join while others publish flat out; returns what one got that was there from the
-/// beginning, which is complete and in order, and what each of the 50 got.
+/// Joins 50 clients while others publish at full speed; returns the messages of a client that
+/// joined before, complete and in order, and those of each of the 50.
 async fn join_in_the_middle_of_traffic(history_limit: usize) -> (Vec<String>, Vec<Vec<String>>) {
     let server = Arc::new(
         TestServer::quiet(|config| {
@@ -62,7 +62,7 @@ async fn join_in_the_middle_of_traffic(history_limit: usize) -> (Vec<String>, Ve
     let mut joiners = Vec::new();
     for joiner in 0..50 {
         let (server, mut watched) = (server.clone(), watched.clone());
-        // Spread over the whole of the traffic, each at a moment of its own.
+        // Spread over the whole of the traffic.
         let moment = (joiner * 7919) % (PUBLISHERS * EACH);
         joiners.push(tokio::spawn(async move {
             watched.wait_for(|sent| *sent >= moment).await.unwrap();
@@ -110,12 +110,12 @@ async fn join_in_the_middle_of_traffic(history_limit: usize) -> (Vec<String>, Ve
     (all, runs)
 }
 
-// On one thread, so that the order of the tasks decides and not which processor is free.
+// On one thread, so that the order of the tasks decides, not the number of free processors.
 #[tokio::test]
-async fn one_write_of_many_messages_puts_no_client_behind() {
+async fn no_client_falls_behind_on_one_write_of_many_messages() {
     const MANY: usize = 100_000;
-    // A queue holds what one turn brings at most, and nothing is remembered besides: a client that
-    // falls behind is closed, and does not get them all.
+    // A queue holds at most what one turn publishes, and there is no history: a client that falls
+    // behind is closed before it has them all.
     let server = TestServer::quiet(|config| {
         config.service.prefix = Some(String::new());
         config.history.limit = 0;
@@ -141,11 +141,14 @@ async fn one_write_of_many_messages_puts_no_client_behind() {
         .await
         .expect("some are missing")
         .unwrap();
-    assert!(own == expected && others == expected, "not all came");
+    assert!(
+        own == expected && others == expected,
+        "not all were received"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_everything_and_holds_up_no_other_client() {
+async fn a_slow_reader_gets_everything_and_delays_no_other_client() {
     const ROUNDS: usize = 1500;
     let server = TestServer::quiet(|config| {
         config.limits.max_queue = 8;
@@ -158,14 +161,14 @@ async fn a_slow_reader_gets_everything_and_holds_up_no_other_client() {
     for number in 0..ROUNDS {
         round_trip(&mut fast, &format!("{number} {filler}")).await;
     }
-    // This one gets the history first, and falls further behind with each round.
+    // The slow client gets the history first, and falls further behind with each round.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = socket.connect(server.address).await.unwrap();
     let (mut slow, _) = Client::over(stream, server.address, "/").await.unwrap();
     let mut got = 0;
     for number in ROUNDS..2 * ROUNDS {
-        // Answered although most of what came before is still to be read by the slow one.
+        // The round trip completes although the slow client has most messages still to read.
         round_trip(&mut fast, &format!("{number} {filler}")).await;
         if number % 10 == 0 {
             expect_number(&mut slow, &mut got).await;
@@ -195,7 +198,7 @@ async fn expect_number(client: &mut Client, number: &mut usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_never_reads_is_dropped_and_nobody_waits_for_it() {
+async fn a_client_that_never_reads_is_dropped_and_delays_no_other_client() {
     let server = TestServer::quiet(|config| {
         config.times.write_timeout = millis(300);
         config.times.ping_interval = millis(0);
@@ -222,7 +225,7 @@ async fn a_client_that_never_reads_is_dropped_and_nobody_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013() {
+async fn a_client_behind_the_history_is_closed_with_1013() {
     let server = TestServer::quiet(|config| {
         config.limits.max_queue = 1;
         config.limits.max_queue_bytes = Size::from(1000);
@@ -253,7 +256,7 @@ async fn a_client_that_fell_behind_what_the_room_remembers_is_closed_with_1013()
 }
 
 #[tokio::test]
-async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
+async fn a_client_that_reads_a_backlog_does_not_time_out() {
     let server = TestServer::quiet(|config| {
         config.times.ping_interval = millis(50);
         config.times.ping_timeout = millis(250);
@@ -265,8 +268,8 @@ async fn a_client_busy_with_a_backlog_is_not_taken_for_dead() {
         fast.send_binary(&message).await;
         fast.expect_binary(&message).await;
     }
-    // Takes twenty intervals to read what is there, as its clock counts them, and cannot see a ping
-    // before that.
+    // The slow client reads its backlog for twenty ping intervals, counted by `clock`, and cannot
+    // see a ping before that.
     let mut clock = server.raw().await;
     clock.upgrade("/clock").await;
     let mut slow = RawClient::with_small_window(server.address).await;

@@ -1,4 +1,4 @@
-//! Peers that break the protocol, or do not even speak it.
+//! Peers that violate the protocol or speak another one.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn each_violation_has_its_close_code() {
         ),
     ] {
         let mut client = server.raw_websocket().await;
-        // More behind it, which must not turn the close frame into a reset.
+        // Data behind it must not turn the close frame into a reset.
         client.send(two(bytes, vec![0xff; 100_000])).await;
         let (first, payload) = client.read_frame().await;
         assert_eq!((what, first), (what, FIN | CLOSE));
@@ -87,7 +87,7 @@ async fn each_violation_has_its_close_code() {
 }
 
 #[tokio::test]
-async fn what_crossed_the_answer_to_a_close_frame_does_not_reset_it() {
+async fn data_after_a_close_frame_does_not_reset_the_connection() {
     let server = TestServer::echo().await;
     for _ in 0..20 {
         let mut client = server.raw_websocket().await;
@@ -101,7 +101,7 @@ async fn what_crossed_the_answer_to_a_close_frame_does_not_reset_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_refused_and_closed() {
+async fn input_that_is_not_http_is_refused_and_closed() {
     let server = TestServer::echo().await;
     let long_head = format!(
         "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
@@ -120,7 +120,7 @@ async fn what_is_not_http_is_refused_and_closed() {
         ("1000 headers", &many, "431"),
     ] {
         let mut client = server.raw().await;
-        // It may be told before it has sent all.
+        // The response may arrive before all is sent.
         let (mut read, mut write) = client.stream.split();
         let sending = tokio::io::AsyncWriteExt::write_all(&mut write, bytes.as_bytes());
         let mut response = Vec::new();
@@ -130,7 +130,7 @@ async fn what_is_not_http_is_refused_and_closed() {
             .expect(what);
         result.expect(what);
         let response = String::from_utf8_lossy(&response);
-        // hyper knows no better answer to HTTP/2 than to hang up.
+        // hyper may close a connection that speaks HTTP/2 without a response.
         let hung_up = what == "HTTP/2" && response.is_empty();
         assert!(
             hung_up || response.starts_with(&format!("HTTP/1.1 {status} ")),
@@ -141,7 +141,7 @@ async fn what_is_not_http_is_refused_and_closed() {
 }
 
 #[tokio::test]
-async fn a_slow_drip_is_cut_off_by_the_open_timeout() {
+async fn a_dripping_request_is_answered_408_at_the_open_timeout() {
     let server = TestServer::with(|config| config.times.open_timeout = millis(200)).await;
     let mut client = server.raw().await;
     let (mut read, mut write) = client.stream.split();
@@ -158,16 +158,16 @@ async fn a_slow_drip_is_cut_off_by_the_open_timeout() {
         }
     };
     let mut response = String::new();
-    let told = tokio::io::AsyncReadExt::read_to_string(&mut read, &mut response);
+    let reading = tokio::io::AsyncReadExt::read_to_string(&mut read, &mut response);
     tokio::select! {
         () = drip => panic!("it dripped to the end"),
-        told = told => assert!(told.is_ok()),
+        result = reading => assert!(result.is_ok()),
     }
     assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
 }
 
 #[tokio::test]
-async fn a_ping_flood_is_answered_and_the_others_are_served_meanwhile() {
+async fn a_ping_flood_is_answered_while_other_clients_are_served() {
     let server = TestServer::quiet(|_| {}).await;
     let mut flood = server.raw_websocket().await;
     let pings = frame(FIN | PING, b"ping").repeat(100_000);
@@ -190,7 +190,7 @@ async fn a_ping_flood_is_answered_and_the_others_are_served_meanwhile() {
 }
 
 #[tokio::test]
-async fn pings_whose_answers_nobody_reads_do_not_pile_up() {
+async fn unread_pongs_do_not_accumulate() {
     const PINGS: usize = 200_000;
     let process = Process::start("--mode broadcast --welcome= --write-timeout 10m").await;
     let mut flood = RawClient::with_small_window(process.address).await;
@@ -201,7 +201,7 @@ async fn pings_whose_answers_nobody_reads_do_not_pile_up() {
     for _ in 0..PINGS / 1000 {
         flood.send(&pings).await;
     }
-    // All of them are read, and it is a client like any other.
+    // All of them are read, and the client is still served.
     flood.send(frame(FIN | TEXT, b"done")).await;
     other.expect("Broadcast: done").await;
     let grown = process.memory().saturating_sub(before);
@@ -210,7 +210,7 @@ async fn pings_whose_answers_nobody_reads_do_not_pile_up() {
 }
 
 #[tokio::test]
-async fn after_any_churn_the_server_holds_what_it_held_before() {
+async fn churn_leaves_no_connection_task_or_room_behind() {
     let server = TestServer::quiet(|config| {
         config.times.ping_interval = millis(50);
         config.times.ping_timeout = millis(50);
@@ -246,7 +246,7 @@ async fn after_any_churn_the_server_holds_what_it_held_before() {
             _ => half_open.push(server.raw_websocket().await),
         }
     }
-    // The half-open ones are silent, and go by their heartbeat.
+    // The half-open ones are silent, and are dropped by their heartbeat.
     eventually("every place is free", || server.monitor.connections() == 0).await;
     eventually("every task is gone", || tasks() == before).await;
     assert_eq!(server.monitor.rooms(), 0);

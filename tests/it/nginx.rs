@@ -15,7 +15,7 @@ pub(crate) struct Nginx {
     _folder: tempfile::TempDir,
 }
 
-/// The README's `server` at `address`, in front of the one at `server`.
+/// The README's configuration, listening at `address`, in front of the server at `server`.
 fn configuration(address: SocketAddr, server: SocketAddr) -> String {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("```nginx\n").unwrap();
@@ -27,8 +27,8 @@ fn configuration(address: SocketAddr, server: SocketAddr) -> String {
 }
 
 impl Nginx {
-    /// An nginx in front of the server at `server`; none where there is no nginx on this machine,
-    /// which `WSCAST_TEST_ALL` does not allow.
+    /// An nginx in front of the server at `server`; none where nginx is not installed, which
+    /// `WSCAST_TEST_ALL` does not allow.
     pub(crate) async fn in_front_of(server: SocketAddr) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display().to_string();

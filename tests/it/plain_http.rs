@@ -1,4 +1,4 @@
-//! Plain HTTP in and out of a room: publishing, following, reading, receipts, and who may.
+//! Plain HTTP in and out of a room: publishing, following, reading, receipts, and origins.
 
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -35,7 +35,7 @@ impl Stream {
         }
     }
 
-    /// What stands before the next empty line; nothing at the end.
+    /// The text before the next empty line; none at the end of the stream.
     async fn next(&mut self) -> Option<String> {
         loop {
             if let Some((event, rest)) = self.unread.split_once("\n\n") {
@@ -43,11 +43,11 @@ impl Stream {
                 self.unread = rest;
                 return Some(event);
             }
-            let mut piece = [0; 4096];
-            let length = timeout(PATIENCE, self.client.stream.read(&mut piece)).await;
-            match length.expect("nothing comes").unwrap() {
+            let mut chunk = [0; 4096];
+            let length = timeout(PATIENCE, self.client.stream.read(&mut chunk)).await;
+            match length.expect("nothing is received").unwrap() {
                 0 => return None,
-                length => self.unread += std::str::from_utf8(&piece[..length]).unwrap(),
+                length => self.unread += std::str::from_utf8(&chunk[..length]).unwrap(),
             }
         }
     }
@@ -58,7 +58,7 @@ impl Stream {
 }
 
 #[tokio::test]
-async fn a_body_that_is_posted_is_a_message() {
+async fn a_posted_body_is_published_as_a_message() {
     let server = TestServer::broadcast().await;
     let mut client = server.client_at("/lobby").await;
     client.next_text().await;
@@ -98,7 +98,7 @@ async fn a_body_that_is_posted_is_a_message() {
 }
 
 #[tokio::test]
-async fn what_is_posted_to_an_empty_room_is_remembered() {
+async fn a_message_posted_to_an_empty_room_is_remembered() {
     let server = TestServer::broadcast().await;
     assert_eq!(post(&server, "/empty", b"for later").await["clients"], 0);
     let mut late = server.client_at("/empty").await;
@@ -107,7 +107,7 @@ async fn what_is_posted_to_an_empty_room_is_remembered() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_published_is_refused_with_the_reason() {
+async fn an_invalid_post_is_refused_with_the_reason() {
     let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let too_long = format!("POST /{}", "x".repeat(1024));
     for (line, more, body, code, reason) in [
@@ -163,15 +163,15 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_body_counts_when_it_is_whole_up_to_exactly_the_largest_size() {
+async fn a_complete_body_of_the_largest_size_is_published_and_a_truncated_one_is_not() {
     let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let mut client = server.client().await;
-    // A body that ends too early is no message.
+    // A truncated body is not published.
     let mut cut = server.raw().await;
     cut.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
         .await;
     drop(cut);
-    // Exactly the largest size is, in one piece or in chunks, and nothing else came through.
+    // One of exactly the largest size is, at once or in chunks; the truncated one does not appear.
     post(&server, "/", b"1234567890").await;
     let chunks = "3\r\n123\r\n7\r\n4567890\r\n0\r\n\r\n";
     let answer = server
@@ -183,8 +183,8 @@ async fn a_body_counts_when_it_is_whole_up_to_exactly_the_largest_size() {
 }
 
 #[tokio::test]
-async fn a_request_names_one_host() {
-    // Which host is meant decides who may come in.
+async fn a_request_without_exactly_one_host_is_answered_400() {
+    // Admission depends on the host.
     let server = TestServer::echo().await;
     for hosts in ["", "Host: one\r\nHost: two\r\n"] {
         let request = format!("GET / HTTP/1.1\r\n{hosts}\r\n");
@@ -194,7 +194,7 @@ async fn a_request_names_one_host() {
 }
 
 #[tokio::test]
-async fn an_echo_server_takes_no_posts_and_names_the_mode_that_does() {
+async fn an_echo_server_answers_a_post_405_and_names_broadcast_mode() {
     let server = TestServer::echo().await;
     let answer = server.request("POST /", "", "x").await;
     assert_eq!(answer.code, 405);
@@ -203,7 +203,7 @@ async fn an_echo_server_takes_no_posts_and_names_the_mode_that_does() {
 }
 
 #[tokio::test]
-async fn who_waits_to_be_told_to_go_on_is_told_or_refused_before() {
+async fn expect_100_continue_is_answered_before_the_body_is_sent() {
     let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let head = |length| {
         format!(
@@ -219,7 +219,7 @@ async fn who_waits_to_be_told_to_go_on_is_told_or_refused_before() {
 }
 
 #[tokio::test]
-async fn posts_and_websockets_are_in_one_order_for_all() {
+async fn posts_and_websocket_messages_reach_every_client_in_one_order() {
     const EACH: usize = 50;
     let server = TestServer::quiet(|_| {}).await;
     let mut watchers = Vec::new();
@@ -318,15 +318,15 @@ async fn a_quiet_event_stream_is_kept_alive_by_comments() {
 }
 
 #[tokio::test]
-async fn an_event_stream_counts_as_a_client_until_it_is_gone() {
+async fn an_event_stream_counts_as_a_client_until_it_disconnects() {
     let server = TestServer::quiet(|_| {}).await;
     let stream = Stream::open(&server, "/", "").await;
     assert_eq!(post(&server, "/", b"x").await["clients"], 1);
     drop(stream);
-    eventually("it is gone", || server.monitor.connections() == 0).await;
+    eventually("it is disconnected", || server.monitor.connections() == 0).await;
 }
 
-/// A server that remembers the last two of four messages `1` to `4`, and their ids.
+/// A server that remembers the last two of the messages `1` to `4`, and the ids of all four.
 async fn with_four_messages() -> (TestServer, Vec<String>) {
     let server = TestServer::quiet(|config| config.history.limit = 2).await;
     let mut ids = Vec::new();
@@ -342,9 +342,9 @@ fn last_event_id(id: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_event_stream_resumes_behind_the_id_that_it_names() {
+async fn an_event_stream_resumes_after_the_requested_id() {
     let (server, ids) = with_four_messages().await;
-    // The header goes before the query: that is where a stream began that has gone on since.
+    // The header overrides the query, which an EventSource repeats at each reconnect.
     let since = |id: &str| format!("/?since={id}");
     for (path, more) in [
         (since(&ids[2]), String::new()),
@@ -358,9 +358,9 @@ async fn an_event_stream_resumes_behind_the_id_that_it_names() {
 }
 
 #[tokio::test]
-async fn an_event_stream_that_cannot_resume_begins_with_the_gap() {
+async fn an_event_stream_that_cannot_resume_begins_with_a_gap_event() {
     let (server, ids) = with_four_messages().await;
-    // What is no id is one of another log: an EventSource that is answered 400 never comes back.
+    // An invalid id is one of another log: an EventSource answered 400 never reconnects.
     for (id, missed) in [
         (ids[0].as_str(), "1"),
         ("5-5", "null"),
@@ -377,9 +377,9 @@ async fn an_event_stream_that_cannot_resume_begins_with_the_gap() {
 }
 
 #[tokio::test]
-async fn a_since_that_is_no_id_is_a_mistake_unless_a_header_goes_before_it() {
+async fn an_invalid_since_is_answered_400_unless_last_event_id_overrides_it() {
     let (server, ids) = with_four_messages().await;
-    // An empty one is none.
+    // An empty one is ignored.
     let mut stream = Stream::open(&server, "/?since=", "").await;
     stream.expect(&format!("id: {}\ndata: 3", ids[2])).await;
     let mut stream = Stream::open(&server, "/?since=x", &last_event_id("x")).await;
@@ -391,11 +391,11 @@ async fn a_since_that_is_no_id_is_a_mistake_unless_a_header_goes_before_it() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_an_event_stream_and_says_when_to_come_back() {
+async fn a_drain_ends_an_event_stream_with_a_retry_delay() {
     let mut server = TestServer::quiet(|_| {}).await;
     let mut stream = Stream::open(&server, "/", "").await;
     post(&server, "/", b"last").await;
-    server.tell_to_stop();
+    server.begin_stop();
     let event = stream.next().await.unwrap();
     assert!(event.ends_with("\ndata: last"), "{event}");
     stream.expect("retry: 1000").await;
@@ -404,7 +404,7 @@ async fn a_drain_ends_an_event_stream_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn an_event_stream_that_takes_nothing_is_given_up() {
+async fn an_event_stream_that_is_not_read_is_dropped_at_the_write_timeout() {
     let server = TestServer::quiet(|config| {
         config.times.write_timeout = millis(100);
         config.limits.max_message_size = Size::from(8 << 20);
@@ -416,11 +416,11 @@ async fn an_event_stream_that_takes_nothing_is_given_up() {
         .await;
     stalled.read_head().await;
     post(&server, "/", &vec![b'x'; 8 << 20]).await;
-    eventually("it is given up", || server.monitor.connections() == 0).await;
+    eventually("it is dropped", || server.monitor.connections() == 0).await;
 }
 
-/// Reads the history of `/` with this in the query: its messages, and whether they begin right behind
-/// the id that was asked for.
+/// Reads the history of `/` with `query` appended: its messages, and whether they begin right after
+/// the requested id.
 async fn history(server: &TestServer, query: &str) -> (Vec<Value>, bool) {
     let line = format!("GET /?history{query}");
     let fields = "Accept: application/json\r\n";
@@ -435,7 +435,7 @@ async fn history(server: &TestServer, query: &str) -> (Vec<Value>, bool) {
 async fn the_history_can_be_read() {
     let server = TestServer::quiet(|config| config.history.limit = 3).await;
     let mut publisher = server.raw_websocket().await;
-    // The first four in one write are one batch, of which the history remembers two messages.
+    // The first four, in one write, are one batch, of which the history remembers two messages.
     for texts in [&["1", "2", "3", "4"][..], &["5"]] {
         let frames = texts.iter().map(|text| frame(FIN | TEXT, text.as_bytes()));
         publisher.send(frames.collect::<Vec<_>>().concat()).await;
@@ -460,7 +460,7 @@ async fn the_history_can_be_read() {
 }
 
 #[tokio::test]
-async fn a_history_that_is_asked_for_wrongly_is_refused_with_the_reason() {
+async fn an_invalid_history_query_is_refused_with_the_reason() {
     let server = TestServer::quiet(|_| {}).await;
     for query in ["&since=x", "&limit=0", "&limit=-1", "&limit=many"] {
         let answer = server
@@ -472,7 +472,7 @@ async fn a_history_that_is_asked_for_wrongly_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn to_look_at_a_room_is_not_to_make_it() {
+async fn reading_a_room_does_not_create_it() {
     let server = TestServer::quiet(|_| {}).await;
     let answer = server.request("GET /nowhere?history", "", "").await;
     assert_eq!((answer.code, answer.body.as_str()), (200, "[\n]\n"));
@@ -489,7 +489,7 @@ async fn without_heartbeat() -> TestServer {
     TestServer::quiet(|config| config.times.ping_interval = millis(0)).await
 }
 
-/// Posts `text` and waits for receipts; the answer.
+/// Posts `text` and waits for receipts; returns the response.
 async fn post_and_wait(server: &TestServer, timeout: &str, text: &str) -> Value {
     let path = format!("/?wait=delivered&timeout={timeout}");
     post(server, &path, text.as_bytes()).await
@@ -504,22 +504,22 @@ async fn read_ping(client: &mut RawClient) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn who_publishes_can_wait_for_receipts() {
+async fn a_publisher_can_wait_for_receipts() {
     let server = without_heartbeat().await;
     let mut silent = server.raw_websocket().await;
-    let mut stock = server.client().await;
+    let mut reader = server.client().await;
     let reading = tokio::spawn(async move {
-        // Reads, and so answers pings, until the test ends.
+        // Reads, which answers pings, until the test ends.
         loop {
-            stock.next().await;
+            reader.next().await;
         }
     });
-    // A client that cannot answer.
+    // A client that cannot answer pings.
     let _stream = Stream::open(&server, "/", "").await;
     let answer = post_and_wait(&server, "2", "one").await;
     let id = answer["id"].as_str().unwrap();
     assert_eq!(answer, json!({"id": id, "clients": 3, "delivered": 1}));
-    // The ping came behind the message, and carries its id.
+    // The ping follows the message, and carries its id.
     assert_eq!(read_ping(&mut silent).await, id.as_bytes());
     reading.abort();
 }
@@ -530,7 +530,7 @@ async fn only_the_id_of_the_message_or_a_later_one_is_a_receipt() {
     let mut client = server.raw_websocket().await;
     let wrong = async {
         let ping = read_ping(&mut client).await;
-        // Older, and not there yet.
+        // An older id, and one that does not exist yet.
         for wrong in [&b"1-1"[..], &[&ping[..], b"0"].concat()] {
             client.send(frame(FIN | PONG, wrong)).await;
         }
@@ -540,7 +540,7 @@ async fn only_the_id_of_the_message_or_a_later_one_is_a_receipt() {
     assert_eq!(answer["delivered"], 0);
     let right = async {
         let ping = read_ping(&mut client).await;
-        // Clients send pongs of their own, too, and all of them may come in one piece.
+        // Clients may also send unsolicited pongs, and all of them may arrive in one read.
         let pongs = [&ping[..], b"", b"\xff", b"mine", b"1-1"];
         let pongs = pongs.map(|payload| frame(FIN | PONG, payload)).concat();
         client.send(pongs).await;
@@ -552,7 +552,7 @@ async fn only_the_id_of_the_message_or_a_later_one_is_a_receipt() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_waited_for_no_longer() {
+async fn a_publisher_stops_waiting_for_a_client_that_leaves() {
     let server = without_heartbeat().await;
     let mut client = server.raw_websocket().await;
     let leave = async {
@@ -567,7 +567,7 @@ async fn a_client_that_leaves_is_waited_for_no_longer() {
 }
 
 #[tokio::test]
-async fn in_an_empty_room_there_is_nothing_to_wait_for() {
+async fn a_publisher_does_not_wait_in_an_empty_room() {
     let server = without_heartbeat().await;
     let answer = post_and_wait(&server, "30", "one").await;
     assert_eq!(
@@ -577,9 +577,9 @@ async fn in_an_empty_room_there_is_nothing_to_wait_for() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_may_not_come_in() {
+async fn a_page_of_another_origin_is_refused() {
     let server = TestServer::quiet(|_| {}).await;
-    let foreign = "Host: test\r\nOrigin: http://evil.com\r\n";
+    let other_origin = "Host: test\r\nOrigin: http://evil.com\r\n";
     let ways = [
         ("GET /", HANDSHAKE, ""),
         ("GET /", "Accept: text/event-stream\r\n", ""),
@@ -589,7 +589,7 @@ async fn a_page_of_another_origin_may_not_come_in() {
     ];
     for (line, more, body) in ways {
         let answer = server
-            .request(line, &format!("{foreign}{more}"), body)
+            .request(line, &format!("{other_origin}{more}"), body)
             .await;
         assert_eq!(answer.code, 403, "{line}");
         assert!(!answer.head.contains("access-control"), "{answer:?}");
@@ -601,13 +601,13 @@ async fn a_page_of_another_origin_may_not_come_in() {
             assert!(answer.body.contains(part), "{answer:?}");
         }
     }
-    // The page itself is for everybody.
-    assert_eq!(server.request("GET /", foreign, "").await.code, 200);
+    // The page itself is served to any origin.
+    assert_eq!(server.request("GET /", other_origin, "").await.code, 200);
     assert_eq!(server.monitor.rooms(), 0);
 }
 
 #[tokio::test]
-async fn a_page_of_the_same_origin_may_read_every_answer() {
+async fn a_page_of_the_same_origin_can_read_every_response() {
     let server = TestServer::quiet(|_| {}).await;
     for origin in ["http://test", "https://test"] {
         let fields = format!("Host: test\r\nOrigin: {origin}\r\n");
@@ -633,7 +633,7 @@ async fn a_page_of_the_same_origin_may_read_every_answer() {
 }
 
 #[tokio::test]
-async fn a_list_of_origins_lets_in_those_and_the_own_page_alone() {
+async fn a_list_of_origins_admits_those_and_the_servers_own_page_only() {
     let server = TestServer::quiet(|config| {
         config.access.allow_origin = vec!["https://*.example.com".parse().unwrap()];
     })

@@ -1,4 +1,4 @@
-//! The real binary, as a process of its own.
+//! The real binary as a process.
 
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
@@ -9,12 +9,12 @@ use tokio::time::timeout;
 
 use crate::harness::{Answer, PATIENCE, RawClient};
 
-/// The binary, with these arguments and nothing else.
+/// The binary with these arguments and an empty environment.
 pub(crate) fn wscast(arguments: &str) -> Command {
     started_by("", arguments)
 }
 
-/// The same, on one of the processors that we may use.
+/// The same, bound to one processor.
 pub(crate) fn wscast_on_one_processor(arguments: &str) -> Command {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let (_, allowed) = status.split_once("Cpus_allowed_list:").unwrap();
@@ -41,7 +41,7 @@ fn started_by(starter: &str, arguments: &str) -> Command {
     command
 }
 
-/// What a command that ends by itself says.
+/// The output of a command that ends by itself.
 pub(crate) async fn output(mut command: Command) -> Output {
     timeout(PATIENCE, command.output())
         .await
@@ -59,7 +59,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the binary on a free port; returns when it has said that it listens.
+    /// Starts the binary on a free port; returns once it listens.
     pub(crate) async fn start(arguments: &str) -> Self {
         Self::spawn(wscast(&format!("--host 127.0.0.1 --port 0 {arguments}"))).await
     }
@@ -80,7 +80,7 @@ impl Process {
         }
     }
 
-    /// Sends a request on a connection of its own, as [`RawClient::request`] does.
+    /// Sends a request on a new connection, as [`RawClient::request`] does.
     pub(crate) async fn request(&self, line: &str, fields: &str, body: impl AsRef<[u8]>) -> Answer {
         let mut client = RawClient::connect(self.address).await;
         client.request(line, fields, body).await
@@ -126,7 +126,7 @@ impl Process {
     }
 }
 
-/// What a process logs.
+/// The lines of a process's log.
 pub(crate) fn lines_of(child: &mut Child) -> Lines<BufReader<ChildStderr>> {
     BufReader::new(child.stderr.take().unwrap()).lines()
 }

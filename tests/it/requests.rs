@@ -1,4 +1,4 @@
-//! Requests beside the rooms: health, OPTIONS, codings, and what every answer says.
+//! Requests beside the rooms: health, OPTIONS, codings, and the fields of every response.
 
 use tokio::time::{Duration, timeout};
 use tokio_tungstenite::tungstenite::Message;
@@ -8,7 +8,7 @@ use crate::harness::*;
 use crate::process::*;
 
 #[tokio::test]
-async fn health_has_three_questions() {
+async fn health_has_three_paths() {
     let server = TestServer::broadcast().await;
     for path in ["/livez", "/healthz", "/readyz"] {
         let Answer { code, head, body } = server.request(&format!("GET {path}"), "", b"").await;
@@ -27,7 +27,7 @@ async fn health_has_three_questions() {
 }
 
 #[tokio::test]
-async fn health_is_answered_while_all_places_are_taken_and_many_are_silent() {
+async fn health_is_answered_at_max_connections_beside_many_silent_connections() {
     let server = TestServer::with(|config| {
         config.limits.max_connections = 1;
         config.times.open_timeout = millis(600_000);
@@ -49,19 +49,19 @@ async fn health_is_answered_while_all_places_are_taken_and_many_are_silent() {
         (503, "no place left, try again later\n")
     );
     assert!(head.contains("retry-after: 1\r\n"), "{head}");
-    // The one that was silent for longest gave way, and got the reason.
+    // The connection silent for longest was closed with the reason.
     let Answer { code, body, .. } = silent[0].answer().await;
     assert_eq!(
         (code, body.as_str()),
         (503, "no place left, try again later\n")
     );
-    // The youngest did not.
-    let youngest = silent.last_mut().unwrap().read_to_end();
-    assert!(timeout(Duration::from_millis(20), youngest).await.is_err());
+    // The newest was not.
+    let newest = silent.last_mut().unwrap().read_to_end();
+    assert!(timeout(Duration::from_millis(20), newest).await.is_err());
 }
 
 #[tokio::test]
-async fn options_tells_the_methods() {
+async fn options_lists_the_methods() {
     for (mode, allow) in [
         (Mode::Echo, "allow: get, head, options\r\n"),
         (Mode::Broadcast, "allow: get, head, post, options\r\n"),
@@ -79,7 +79,7 @@ async fn options_tells_the_methods() {
 }
 
 #[tokio::test]
-async fn a_preflight_lets_a_page_send_what_the_server_reads() {
+async fn a_preflight_allows_the_headers_that_the_server_reads() {
     let server = TestServer::broadcast().await;
     let more = "Origin: http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n\
                 Access-Control-Request-Headers: content-type, idempotency-key\r\n";
@@ -96,7 +96,7 @@ async fn a_preflight_lets_a_page_send_what_the_server_reads() {
 }
 
 #[tokio::test]
-async fn a_body_in_a_coding_is_not_taken_for_a_message() {
+async fn a_body_in_an_unsupported_coding_is_refused() {
     let server = TestServer::quiet(|_| {}).await;
     let mut client = server.client().await;
     for coding in ["gzip", "br", "identity, gzip", "GZIP", "\u{e4}"] {
@@ -117,7 +117,7 @@ async fn a_body_in_a_coding_is_not_taken_for_a_message() {
     let Answer { code, body, .. } = server.request("POST /", more, b"x").await;
     assert_eq!(code, 415, "{body}");
     assert!(body.contains("charset"), "{body}");
-    // A client that waits to be told to go on is refused before it has sent anything.
+    // A client that waits for 100 Continue is refused before it sends the body.
     let head = "POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\
                 Content-Encoding: gzip\r\n\r\n";
     assert_eq!(server.raw().await.exchange(head).await.code, 415);
@@ -134,7 +134,7 @@ async fn a_body_in_a_coding_is_not_taken_for_a_message() {
 }
 
 #[tokio::test]
-async fn a_text_that_grows_over_the_limit_is_too_big() {
+async fn a_text_beyond_the_limit_once_decoded_is_answered_413() {
     let server = TestServer::quiet(|config| config.limits.max_message_size = Size::from(10)).await;
     let more = "Content-Type: text/plain; charset=iso-8859-1\r\n";
     assert_eq!(server.request("POST /", more, &[0xe4; 5]).await.code, 201);
@@ -144,7 +144,7 @@ async fn a_text_that_grows_over_the_limit_is_too_big() {
 }
 
 #[tokio::test]
-async fn what_hyper_refuses_by_itself_has_its_reason() {
+async fn requests_refused_by_hyper_are_answered_with_the_reason() {
     let server = TestServer::quiet(|_| {}).await;
     for (fields, code, reason) in [
         (
@@ -185,7 +185,7 @@ async fn what_hyper_refuses_by_itself_has_its_reason() {
 }
 
 #[tokio::test]
-async fn every_answer_has_a_date_and_no_refusal_is_kept() {
+async fn every_response_has_a_date_and_no_refusal_is_cached() {
     let server = TestServer::quiet(|config| config.times.open_timeout = millis(100)).await;
     let long = format!(
         "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -221,7 +221,7 @@ async fn every_answer_has_a_date_and_no_refusal_is_kept() {
 }
 
 #[tokio::test]
-async fn a_key_is_16_bytes_whatever_its_last_bits_say() {
+async fn a_key_of_16_bytes_is_accepted_whatever_its_unused_bits() {
     let server = TestServer::echo().await;
     let ask = async |key: &str| {
         let request = RawClient::handshake("/", "").replace("dGhlIHNhbXBsZSBub25jZQ==", key);
@@ -229,7 +229,7 @@ async fn a_key_is_16_bytes_whatever_its_last_bits_say() {
         client.send(request).await;
         client.read_head().await
     };
-    // The example of RFC 6455, section 4.1, and all that can stand in the place of its last digit.
+    // The example of RFC 6455, section 4.1, and other digits whose used bits are the same.
     for last in ["A", "C", "E", "Z", "f", "9", "+", "/"] {
         let head = ask(&format!("AQIDBAUGBwgJCgsMDQ4PE{last}==")).await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{last}: {head}");
@@ -245,7 +245,7 @@ async fn a_key_is_16_bytes_whatever_its_last_bits_say() {
 }
 
 #[tokio::test]
-async fn an_empty_since_is_none_and_what_is_no_id_is_of_another_log() {
+async fn an_empty_since_is_ignored_and_an_invalid_last_event_id_resumes_nothing() {
     let server = TestServer::quiet(|_| {}).await;
     assert_eq!(server.request("POST /", "", b"kept").await.code, 201);
     server
@@ -263,7 +263,7 @@ async fn an_empty_since_is_none_and_what_is_no_id_is_of_another_log() {
 }
 
 #[tokio::test]
-async fn every_refusal_has_a_line_in_the_log() {
+async fn every_refusal_is_logged() {
     let mut process = Process::start("--open-timeout 100ms --max-connections 2").await;
     for (request, line) in [
         ("nonsense\r\n\r\n", "status=400"),

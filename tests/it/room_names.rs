@@ -1,4 +1,4 @@
-//! One room, however its path is written, and the paths that are none.
+//! One room for all spellings of its path, and the paths that name no room.
 
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt;
 use crate::harness::*;
 
 #[tokio::test]
-async fn every_way_into_a_room_knows_all_its_spellings() {
+async fn all_spellings_of_a_path_reach_the_same_room() {
     let server = TestServer::quiet(|_| {}).await;
     let mut json = Client::json(server.address, "/caf%c3%a9/%6dain//").await;
     assert_eq!(json.event().await["room"], "/caf%C3%A9/main");
@@ -33,7 +33,7 @@ async fn every_way_into_a_room_knows_all_its_spellings() {
         .await;
     assert!(history.body.contains("\"hello\""), "{history:?}");
     assert_eq!(server.monitor.rooms(), 1);
-    // Others are others.
+    // Other paths name other rooms.
     for path in ["/caf%C3%A9//main", "/caf%C3%A9%2Fmain", "/caf%C3%A9/./main"] {
         let other = Client::json(server.address, path).await.event().await;
         assert_eq!(
@@ -44,7 +44,7 @@ async fn every_way_into_a_room_knows_all_its_spellings() {
 }
 
 #[tokio::test]
-async fn what_is_reserved_is_404_with_a_line_that_helps() {
+async fn a_reserved_path_is_answered_404_with_a_remedy() {
     let server = TestServer::quiet(|_| {}).await;
     for (path, remedy) in [
         ("/-", "/-/"),

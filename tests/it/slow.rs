@@ -1,4 +1,4 @@
-//! Clients that read all the time, but slowly, directly and through nginx.
+//! Clients that read steadily but slowly, directly and through nginx.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,7 +21,7 @@ enum Way {
 
 const WAYS: [Way; 3] = [Way::Plain, Way::Json, Way::Events];
 
-/// What waits for a client, and how fast it reads.
+/// The backlog of a client, and the rate at which it reads.
 #[derive(Debug, Clone, Copy)]
 struct Load {
     messages: usize,
@@ -37,7 +37,7 @@ impl Load {
     }
 }
 
-/// Puts what waits into the room `/`.
+/// Publishes the backlog to the room `/`.
 async fn publish(server: SocketAddr, load: Load) {
     let (mut publisher, _) = Client::connect(server, "/").await.unwrap();
     let text = "x".repeat(load.message_size);
@@ -48,8 +48,8 @@ async fn publish(server: SocketAddr, load: Load) {
     publisher.close().await;
 }
 
-/// Reads at the rate of `load` until all messages are there, answers pings, and says `done` then,
-/// which has to come back, where it is a WebSocket.
+/// Reads at the rate of `load` until all messages are received, and answers pings; then, over a
+/// WebSocket, sends `done` and expects it back.
 async fn read_slowly(address: SocketAddr, host: &'static str, way: Way, load: Load) {
     let mut client = RawClient::connect(address).await;
     let more = match way {
@@ -113,7 +113,7 @@ async fn read_slowly(address: SocketAddr, host: &'static str, way: Way, load: Lo
     if way == Way::Events {
         return;
     }
-    // And it is a client as any other.
+    // The client is still served.
     client.send(frame(FIN | TEXT, b"done")).await;
     let mut rest = vec![0; 1 << 16];
     let end = async {
@@ -145,8 +145,8 @@ fn take_events(bytes: &mut Vec<u8>) -> usize {
     lines.filter(|line| line.starts_with(b"data: ")).count()
 }
 
-/// A server whose patience is short, so that slowness shows within seconds.
-async fn impatient(write_timeout: u64) -> TestServer {
+/// A server with short timeouts, so that a slow client meets them within seconds.
+async fn with_short_timeouts(write_timeout: u64) -> TestServer {
     TestServer::quiet(|config| {
         config.service.prefix = Some(String::new());
         config.history.limit = 100_000;
@@ -159,8 +159,8 @@ async fn impatient(write_timeout: u64) -> TestServer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_steady_reader_gets_all_however_much_waits() {
-    let server = impatient(400).await;
+async fn a_steady_slow_reader_gets_the_whole_backlog() {
+    let server = with_short_timeouts(400).await;
     let load = Load {
         messages: 500,
         message_size: 16_000,
@@ -174,8 +174,8 @@ async fn a_steady_reader_gets_all_however_much_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_steady_reader_behind_nginx_gets_all() {
-    let server = impatient(2000).await;
+async fn a_steady_slow_reader_behind_nginx_gets_the_whole_backlog() {
+    let server = with_short_timeouts(2000).await;
     let load = Load {
         messages: 200,
         message_size: 16_000,
@@ -192,9 +192,9 @@ async fn a_steady_reader_behind_nginx_gets_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ping_behind_what_is_not_read_has_the_time_that_it_needs() {
-    let server = impatient(400).await;
-    // The kernel of the client takes all of it, and then nothing waits here.
+async fn a_ping_behind_unread_data_does_not_time_out_a_slow_reader() {
+    let server = with_short_timeouts(400).await;
+    // The client's kernel buffers all of it, and the server's queue is empty.
     let load = Load {
         messages: 12,
         message_size: 16_000,
@@ -208,7 +208,7 @@ async fn a_ping_behind_what_is_not_read_has_the_time_that_it_needs() {
     }
 }
 
-/// Bytes that the kernel holds for the peer at `peer` of a socket of this machine (proc_net_tcp(5)).
+/// Bytes that the kernel buffers for `peer`, a socket of this machine (proc_net_tcp(5)).
 fn queued_for(peer: SocketAddr) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let remote = format!(":{:04X}", peer.port());
@@ -224,7 +224,7 @@ fn queued_for(peer: SocketAddr) -> usize {
 }
 
 #[tokio::test]
-async fn the_kernel_holds_little_that_it_cannot_send() {
+async fn the_kernel_buffers_little_for_a_slow_client() {
     let server = TestServer::quiet(|_| {}).await;
     let load = Load {
         messages: 500,
@@ -236,14 +236,14 @@ async fn the_kernel_holds_little_that_it_cannot_send() {
     client.upgrade("/").await;
     let peer = client.stream.local_addr().unwrap();
     eventually("its socket is full", || queued_for(peer) > 32 * 1024).await;
-    // A byte of each further frame is only written when there is space.
+    // Reading frees space, which the server may fill again.
     client.read_frame().await;
     assert!(queued_for(peer) < 512 * 1024, "{}", queued_for(peer));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: 14 minutes"]
-async fn slow_readers_get_all_with_the_defaults() {
+async fn slow_readers_get_the_whole_backlog_with_the_defaults() {
     let mut servers = Vec::new();
     let mut readers = Vec::new();
     for megabytes in [1, 4, 16] {
@@ -259,7 +259,7 @@ async fn slow_readers_get_all_with_the_defaults() {
                 rate: rate * 1000,
             };
             publish(server.address, load).await;
-            // Over loopback two windows of 64 KiB stand behind each other there.
+            // Over loopback nginx adds a second window of 64 KiB, too much for the lowest rates.
             let nginx = match rate {
                 50.. => Nginx::in_front_of(server.address).await,
                 _ => None,

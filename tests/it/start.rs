@@ -1,4 +1,4 @@
-//! Starting and running: a stderr that takes nothing, the environment, signals, what is said at start.
+//! Starting and running: a blocked stderr, the environment, signals, the lines at start.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -15,11 +15,11 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::harness::*;
 use crate::process::*;
 
-/// A line of the log for each of these has about 1 KiB.
+/// A hundred of these make a log line of about 1 KiB.
 const LONG_IN_THE_LOG: char = '\u{10fff0}';
 
-/// Sends so many messages that are logged.
-async fn chatter(address: SocketAddr, count: usize) {
+/// Sends `count` messages that are logged.
+async fn send_logged_messages(address: SocketAddr, count: usize) {
     let (client, _) = Client::connect(address, "/").await.unwrap();
     let (mut sink, mut stream) = client.websocket.split();
     let message = Message::text(LONG_IN_THE_LOG.to_string().repeat(100));
@@ -38,12 +38,12 @@ async fn chatter(address: SocketAddr, count: usize) {
 }
 
 #[tokio::test]
-async fn a_log_that_is_not_read_costs_a_bounded_memory_and_tells_what_it_lost() {
+async fn an_unread_log_takes_bounded_memory_and_reports_lost_lines() {
     let mut process = Process::start("--log-messages --welcome= --history-limit 0").await;
-    chatter(process.address, 100).await;
+    send_logged_messages(process.address, 100).await;
     let before = process.memory();
     const LINES: usize = 30_000;
-    chatter(process.address, LINES).await;
+    send_logged_messages(process.address, LINES).await;
     let grown = process.memory().saturating_sub(before);
     let logged = LINES * 1024;
     assert!(grown < logged / 3, "{grown} bytes kept of {logged}");
@@ -52,14 +52,14 @@ async fn a_log_that_is_not_read_costs_a_bounded_memory_and_tells_what_it_lost() 
 }
 
 #[tokio::test]
-async fn a_stderr_that_blocks_does_not_keep_the_process_from_its_end() {
+async fn a_blocked_stderr_does_not_prevent_the_exit() {
     let mut process = Process::start("--log-messages --welcome= --history-limit 0").await;
-    chatter(process.address, 1000).await;
+    send_logged_messages(process.address, 1000).await;
     process.signal("-TERM").await;
     assert_eq!(process.exit_code().await, Some(0));
 }
 
-/// The write end of a pipe that takes nothing more, and its read end.
+/// The write end of a full pipe, and its read end.
 async fn full_pipe() -> (Stdio, tokio::net::unix::pipe::Receiver) {
     let (sender, receiver) = tokio::net::unix::pipe::pipe().unwrap();
     sender.writable().await.unwrap();
@@ -68,7 +68,7 @@ async fn full_pipe() -> (Stdio, tokio::net::unix::pipe::Receiver) {
 }
 
 #[tokio::test]
-async fn no_exit_code_depends_on_who_reads_stderr_or_stdout() {
+async fn exit_codes_do_not_depend_on_stdout_and_stderr() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
     for (arguments, code) in [
@@ -98,7 +98,7 @@ async fn no_exit_code_depends_on_who_reads_stderr_or_stdout() {
     }
 }
 
-/// The port on which a process listens that cannot say so.
+/// The port on which a process listens, from /proc.
 async fn port_of(id: u32) -> u16 {
     let mut port = None;
     eventually("the process listens", || {
@@ -121,7 +121,7 @@ async fn port_of(id: u32) -> u16 {
 }
 
 #[tokio::test]
-async fn a_server_runs_although_nothing_can_be_written_to_stderr() {
+async fn a_server_runs_when_stderr_cannot_be_written() {
     for level in ["info", "error"] {
         let mut command = wscast("--host 127.0.0.1 --port 0");
         command
@@ -138,7 +138,7 @@ async fn a_server_runs_although_nothing_can_be_written_to_stderr() {
 }
 
 #[tokio::test]
-async fn a_log_filter_that_cannot_be_read_is_told_and_passed_over() {
+async fn an_invalid_log_filter_is_reported_and_ignored() {
     let mut command = wscast("--host 127.0.0.1 --port 0");
     command.env("RUST_LOG", "wscast=loud");
     let mut child = command.spawn().unwrap();
@@ -148,7 +148,7 @@ async fn a_log_filter_that_cannot_be_read_is_told_and_passed_over() {
 }
 
 #[tokio::test]
-async fn a_misspelt_variable_is_told() {
+async fn a_misspelt_variable_is_reported() {
     let mut command = wscast("--host 127.0.0.1 --port 0");
     command
         .env("WSCAST_MAX_CONECTIONS", "1")
@@ -164,7 +164,7 @@ async fn a_misspelt_variable_is_told() {
 }
 
 #[tokio::test]
-async fn an_error_names_the_variable_when_it_was_the_variable() {
+async fn an_error_names_the_variable_that_caused_it() {
     for (variable, value, code) in [
         ("WSCAST_PORT", "http", 2),
         ("WSCAST_PING_TIMEOUT", "0", 2),
@@ -184,7 +184,7 @@ async fn an_error_names_the_variable_when_it_was_the_variable() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_told_with_the_process_that_has_it() {
+async fn a_port_in_use_is_reported_with_the_process_that_owns_it() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
     let output = output(wscast(&format!("--host 127.0.0.1 --port {port}"))).await;
@@ -197,7 +197,7 @@ async fn a_port_in_use_is_told_with_the_process_that_has_it() {
 }
 
 #[tokio::test]
-async fn a_zone_belongs_to_the_address() {
+async fn an_error_shows_the_zone_with_the_address() {
     let output = output(wscast("--host fe80::1%lo --port 0")).await;
     let line = String::from_utf8(output.stderr).unwrap();
     assert!(line.contains("cannot listen on [fe80::1%1]:0"), "{line}");
@@ -205,7 +205,7 @@ async fn a_zone_belongs_to_the_address() {
 }
 
 #[tokio::test]
-async fn behind_the_listening_line_stand_the_page_and_what_a_restart_loses() {
+async fn the_listening_line_is_followed_by_the_page_and_what_a_restart_loses() {
     let mut process = Process::spawn(wscast("--port 0")).await;
     let port = process.address.port();
     let line = next_line(&mut process.log, "").await;
@@ -226,7 +226,7 @@ async fn behind_the_listening_line_stand_the_page_and_what_a_restart_loses() {
 }
 
 #[tokio::test]
-async fn messages_are_logged_when_that_is_asked_for_and_only_then() {
+async fn messages_are_logged_only_with_log_messages() {
     for (switch, level, logged) in [
         ("--log-messages", "info", true),
         ("--log-messages off", "debug", false),
@@ -263,7 +263,7 @@ async fn messages_are_logged_when_that_is_asked_for_and_only_then() {
 }
 
 #[tokio::test]
-async fn signals_that_mean_nothing_end_nothing() {
+async fn usr1_usr2_xfsz_and_hup_do_not_end_the_server() {
     let mut process = Process::start("").await;
     let (mut client, _) = Client::connect(process.address, "/").await.unwrap();
     client.next().await;
@@ -281,7 +281,7 @@ async fn signals_that_mean_nothing_end_nothing() {
 }
 
 #[tokio::test]
-async fn a_hangup_that_is_ignored_at_start_stays_ignored() {
+async fn a_sighup_ignored_at_start_stays_ignored() {
     let mut command = Command::new("sh");
     let script = format!(
         "trap '' HUP; exec {} --host 127.0.0.1 --port 0",
@@ -305,7 +305,7 @@ async fn a_hangup_that_is_ignored_at_start_stays_ignored() {
     assert_eq!(process.exit_code().await, Some(0));
 }
 
-/// Runs the binary in a shell, its log in `file`; returns the command.
+/// The shell command that runs the binary with its log in `file`.
 fn logging_to(file: &Path, before: &str, arguments: &str) -> String {
     let binary = env!("CARGO_BIN_EXE_wscast");
     format!(
@@ -330,10 +330,10 @@ async fn address_in(file: &Path) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_terminal_that_goes_drains_the_server() {
+async fn a_closed_terminal_drains_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let (file, id) = (folder.path().join("log"), folder.path().join("id"));
-    // It gives the server a terminal of its own, and closes it at its own end.
+    // `script` gives the server a terminal, and closes it when it ends.
     let mut terminal = Command::new("script")
         .args([
             "--quiet",
@@ -366,7 +366,7 @@ async fn a_terminal_that_goes_drains_the_server() {
             .status()
             .await
             .unwrap();
-        panic!("the server goes on");
+        panic!("the server does not stop");
     }
 }
 
@@ -386,7 +386,7 @@ async fn a_log_file_at_its_limit_does_not_end_the_server() {
     let address = address_in(&file).await;
     let limit = 8 * 512;
     for _ in 0..2 {
-        chatter(address, 50).await;
+        send_logged_messages(address, 50).await;
         eventually("the file is full", || {
             fs::metadata(&file).unwrap().len() == limit
         })
