@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
-/// The unfinished messages and bodies of all clients, which together hold at most `--max-budget`.
+/// The unfinished messages and bodies of all clients, which together hold at most `--max-incoming`.
 ///
 /// At the limit only the message nearest to its end is read, until there is space; and the message that
 /// grew least in the last `--write-timeout` is cut, so that messages without an end cannot block others.
@@ -52,9 +52,9 @@ pub(crate) struct Share {
     key: usize,
 }
 
-/// A message was cut to keep `--max-budget`.
+/// A message was cut to keep `--max-incoming`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no space for unfinished messages: try again later, or raise --max-budget")]
+#[error("no space for unfinished messages: try again later, or raise --max-incoming")]
 pub(crate) struct NoSpace;
 
 impl Budget {

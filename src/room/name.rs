@@ -34,7 +34,7 @@ const RESERVED_TREES: [(&str, &str); 3] = [
     ("/.well-known", "nothing is to be found here"),
     (
         "/socket.io",
-        "this is a plain WebSocket server, not WebSocket.IO: connect with new WebSocket(url)",
+        "this is a plain WebSocket server, not Socket.IO: connect with new WebSocket(url)",
     ),
 ];
 
