@@ -1,15 +1,18 @@
-//! HTTP on the same port: one exchange a connection.
+//! HTTP on the same port: the requests of a connection, one after the other, and their answers.
 
-pub(crate) mod content;
-pub(crate) mod cors;
-pub(crate) mod exchange;
-pub(crate) mod head;
-pub(crate) mod history;
-pub(crate) mod page;
-pub(crate) mod progress;
-pub(crate) mod publish;
-pub(crate) mod refusal;
-pub(crate) mod refusal_log;
-pub(crate) mod request;
-pub(crate) mod response;
+pub(crate) mod connection;
+mod content_type;
+mod cors;
+mod exchange;
+mod head;
+mod history;
+mod idle;
+mod page;
+mod phase;
+mod publish;
+mod refusal;
+mod refusal_log;
+mod request;
+mod response;
 pub(crate) mod routes;
+mod socket;

@@ -236,6 +236,11 @@ impl RoomGuard {
         &self.hub.plain
     }
 
+    /// The name of the room.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The room.
     pub(crate) fn room(&self) -> &Arc<Room> {
         &self.room

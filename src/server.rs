@@ -29,7 +29,7 @@ use crate::client::session::Session;
 use crate::config::Config;
 use crate::excerpt::excerpt;
 use crate::format::Format;
-use crate::http::exchange::{Http, Upgraded};
+use crate::http::connection::{Http, Upgraded};
 use crate::http::routes::Routes;
 use crate::hub::Hub;
 use crate::ops::{Log, Signals, announcement, descriptors};
@@ -39,6 +39,9 @@ use crate::transport::listener::listen;
 /// Connections that exist at a time without a place, to be refused or to ask for the health of the
 /// server; beyond, the oldest gives way.
 const WITHOUT_PLACE: usize = 256;
+
+/// How long a connection waits for the place of one that is idle between requests.
+const EVICTION_MAX: Duration = Duration::from_secs(1);
 
 /// How long accepting rests when the machine has run out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -106,12 +109,7 @@ impl Server {
             listeners,
             places: Arc::new(Semaphore::new(config.limits.max_connections)),
             without_place: VecDeque::new(),
-            http: Http::new(
-                Arc::new(routes),
-                config.times.open_timeout.get(),
-                config.times.close_timeout.get(),
-                draining.clone(),
-            ),
+            http: Http::new(Arc::new(routes), config.times.clone(), draining.clone()),
             hub,
             budget,
             settings,
@@ -181,15 +179,26 @@ impl Server {
     /// Starts to serve a connection, as a task of `connections`.
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
         let http = self.http.clone();
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let (settings, budget) = (self.settings.clone(), self.budget.clone());
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            connections.spawn(serve(stream, peer, place, http, settings, budget));
+        } else if self.http.evict_idle() {
+            // The place of a connection that is idle between requests is free in a moment.
+            let place = timeout(EVICTION_MAX, self.places.clone().acquire_owned());
+            let no_place = self.no_place();
+            connections.spawn(async move {
+                if let Ok(Ok(place)) = place.await {
+                    serve(stream, peer, place, http, settings, budget).await;
+                } else {
+                    http.serve(stream, peer, Some(no_place)).await;
+                }
+            });
+        } else {
             let no_place = self.no_place();
             connections.spawn(async move {
                 http.serve(stream, peer, Some(no_place)).await;
             });
-            return;
-        };
-        let (settings, budget) = (self.settings.clone(), self.budget.clone());
-        connections.spawn(serve(stream, peer, place, http, settings, budget));
+        }
     }
 
     /// Ends when one more connection without a place has to give way to the next.
@@ -301,8 +310,9 @@ impl Client {
         settings: Arc<Settings>,
         budget: Arc<Budget>,
     ) -> Self {
-        let span = info_span!("client", %peer, room = &*excerpt(upgraded.room.as_bytes()));
         let (stream, membership) = (upgraded.stream, upgraded.membership);
+        let room = membership.room_guard.name();
+        let span = info_span!("client", %peer, room = &*excerpt(room.as_bytes()));
         if membership.subscription.format() == Format::EventStream {
             let events = EventStream::new(stream, upgraded.head, membership, settings, span);
             Self::EventStream(Box::new(events))

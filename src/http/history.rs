@@ -5,13 +5,12 @@ use std::{iter, mem};
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::header;
-use hyper::http::response::Builder;
-use hyper::{Request, Response};
+use hyper::body::Frame;
+use hyper::header::{self, HeaderValue};
+use hyper::{Response, StatusCode};
 
 use super::refusal::Refusal;
-use super::request::{Query, since};
+use super::request::Request;
 use super::response::{Body, respond_json};
 use super::routes::Routes;
 use crate::format;
@@ -24,11 +23,13 @@ impl Routes {
     /// The history of a room as a JSON array.
     pub(super) fn history(
         &self,
-        request: &Request<Incoming>,
+        request: &Request,
         room: &RoomName,
-        response: Builder,
-    ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
-        let (since, limit) = (since(request)?, Query::of(request).limit()?);
+    ) -> Result<Response<Body>, Refusal> {
+        let (since, limit) = (
+            request.since()?,
+            request.query.limit()?.unwrap_or(usize::MAX),
+        );
         let (batches, start) = self.hub.history(room, since).unwrap_or_default();
         // Encoded batch by batch as the client takes them, so that there is no copy of the whole history.
         let (mut next, mut left, mut lead) = (start.next, limit, "\n");
@@ -48,10 +49,12 @@ impl Routes {
             .chain(["\n]\n".to_owned()])
             .map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
         let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
-        let resumed = start.resumed;
-        let response = response
-            .header(RESUMED, resumed.to_string())
-            .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESUMED);
-        Ok(respond_json(response, body))
+        let mut response = respond_json(StatusCode::OK, body);
+        let resumed = if start.resumed { "true" } else { "false" };
+        let fields = response.headers_mut();
+        fields.insert(RESUMED, HeaderValue::from_static(resumed));
+        let exposed = HeaderValue::from_static(RESUMED);
+        fields.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        Ok(response)
     }
 }

@@ -4,10 +4,10 @@ use std::sync::LazyLock;
 
 use data_encoding::{BASE64, HEXLOWER};
 use hyper::header::{self, HeaderMap};
-use hyper::{Response, StatusCode, http};
+use hyper::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 
-use super::response::{Body, NO_SNIFFING, whole};
+use super::response::{Body, NO_SNIFFING, respond, whole};
 
 /// The client page; it also works when opened as a file.
 const PAGE: &str = include_str!("../../static/client.html");
@@ -45,22 +45,27 @@ fn source_hash(element: &str) -> String {
 
 /// The answer to a request for the page: 200, or 304 where `If-None-Match` names what would be sent
 /// (RFC 9110, section 13.1.2).
-pub(crate) fn respond(request: &HeaderMap) -> http::Result<Response<Body>> {
-    let response = Response::builder()
-        .header(header::ETAG, &*ETAG)
+pub(crate) fn respond_page(request: &HeaderMap) -> Response<Body> {
+    let fields = [
+        (header::ETAG, &**ETAG),
         // Stored, and revalidated each time: a new server may have a new page.
-        .header(header::CACHE_CONTROL, "no-cache")
-        .header(header::VARY, "Accept")
-        .header(header::CONNECTION, "close");
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::VARY, "Accept"),
+    ];
     if is_known(request) {
-        return response.status(StatusCode::NOT_MODIFIED).body(whole(""));
+        return respond(StatusCode::NOT_MODIFIED, fields, whole(""));
     }
-    response
-        .header(header::CONTENT_TYPE, "text/html; charset=utf-8")
-        .header(header::CONTENT_SECURITY_POLICY, &*POLICY)
-        .header(NO_SNIFFING.0, NO_SNIFFING.1)
-        .header(header::REFERRER_POLICY, "no-referrer")
-        .body(whole(PAGE))
+    let of_page = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, &**POLICY),
+        NO_SNIFFING,
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    respond(
+        StatusCode::OK,
+        fields.into_iter().chain(of_page),
+        whole(PAGE),
+    )
 }
 
 fn is_known(request: &HeaderMap) -> bool {

@@ -2,17 +2,20 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::ready;
-use std::time::Duration;
+use std::task::{Poll, ready};
 
-use hyper::body::{Body as _, Incoming};
-use hyper::{Request, StatusCode};
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::body::{Body as _, Frame, Incoming};
 use serde::Serialize;
+use tokio::select;
+use tokio::time::timeout;
 use tracing::Span;
 
-use super::content::Content;
+use super::content_type::Content;
+use super::phase::Link;
 use super::refusal::Refusal;
-use super::request::Query;
+use super::request::Request;
 use super::routes::Routes;
 use crate::client::budget::Share;
 use crate::client::message_log;
@@ -31,6 +34,14 @@ pub(super) struct Published {
     delivered: Option<usize>,
 }
 
+/// A step of reading a body.
+enum Step {
+    Frame(Frame<Bytes>),
+    End,
+    /// Reads pause until `--max-incoming` permits more.
+    NoSpace,
+}
+
 impl Published {
     pub(super) fn to_json(&self) -> String {
         let json = serde_json::to_string(self);
@@ -39,19 +50,23 @@ impl Published {
 }
 
 impl Routes {
-    /// Publishes the body of `request`; waits for receipts if its query has `wait`.
+    /// Publishes `body`, the body of `request`; waits for receipts if its query has `wait`, at most as
+    /// long as the publisher waits.
     pub(super) async fn publish(
         &self,
-        request: Request<Incoming>,
+        request: &Request,
+        body: Incoming,
         room: &RoomName,
-        answering: impl Fn(Duration),
+        publisher: &Link,
     ) -> Result<Published, Refusal> {
-        let (head, body) = request.into_parts();
-        let wait = Query(head.uri.query().unwrap_or_default()).wait()?;
+        let wait = request.query.wait()?;
         // Checked before `100 Continue`, which the read of the body sends.
-        let content = Content::of(&head.headers)?;
-        let body = self.read(body).await?;
-        answering(wait.unwrap_or_default());
+        let content = Content::of(&request.headers)?;
+        let body = select! {
+            biased;
+            body = self.read(body) => body?,
+            () = self.draining.cancelled() => return Err(Refusal::draining()),
+        };
         let (kind, payload) = content.message(&body)?;
         if payload.len() > self.settings.max_message_size {
             return Err(self.too_big());
@@ -79,7 +94,11 @@ impl Routes {
         };
         let receipts = guard.room().ask_receipts(id.seq);
         let clients = receipts.clients();
-        let delivered = receipts.collect(wait).await;
+        // A publisher that has hung up would keep its place; one that has half-closed gets its answer now.
+        let delivered = select! {
+            delivered = receipts.collect(wait) => delivered,
+            () = publisher.closed() => 0,
+        };
         Ok(Published {
             id: id.to_string(),
             clients,
@@ -97,18 +116,13 @@ impl Routes {
         let mut whole = Vec::new();
         let mut unfinished: Option<Share> = None;
         loop {
-            let frame = poll_fn(|cx| {
-                if let Some(unfinished) = &unfinished {
-                    ready!(unfinished.poll_room(cx))
-                        .map_err(|cut| Refusal::unavailable(cut.to_string()))?;
-                }
-                let frame = ready!(Pin::new(&mut body).poll_frame(cx)).transpose();
-                frame
-                    .map_err(|_| Refusal::bad("the body is malformed, or ends too early"))
-                    .into()
-            });
-            let Some(frame) = frame.await? else {
-                return Ok(whole);
+            if let Some(share) = &unfinished {
+                poll_fn(|cx| share.poll_room(cx)).await?;
+            }
+            let frame = match self.next_step(&mut body, unfinished.as_ref()).await? {
+                Step::NoSpace => continue,
+                Step::End => return Ok(whole),
+                Step::Frame(frame) => frame,
             };
             let Some(data) = frame.data_ref() else {
                 continue;
@@ -125,6 +139,27 @@ impl Routes {
                     .update(whole.len(), missing);
             }
         }
+    }
+
+    /// The next part of a body, unless that stands still, its message is cut, or reads have to pause. The
+    /// clock begins anew behind a pause.
+    async fn next_step(&self, body: &mut Incoming, share: Option<&Share>) -> Result<Step, Refusal> {
+        let step = poll_fn(|cx| {
+            if let Some(share) = share
+                && share.poll_room(cx)?.is_pending()
+            {
+                return Poll::Ready(Ok(Step::NoSpace));
+            }
+            match ready!(Pin::new(&mut *body).poll_frame(cx)).transpose() {
+                Ok(Some(frame)) => Poll::Ready(Ok(Step::Frame(frame))),
+                Ok(None) => Poll::Ready(Ok(Step::End)),
+                Err(_) => Poll::Ready(Err(Refusal::bad(
+                    "the body is malformed, or ends too early",
+                ))),
+            }
+        });
+        let step = timeout(self.settings.times.open_timeout.get(), step).await;
+        step.unwrap_or_else(|_| Err(Refusal::timed_out()))
     }
 
     fn too_big(&self) -> Refusal {

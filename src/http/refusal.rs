@@ -1,18 +1,25 @@
-//! Refusals: 4xx and 5xx answers.
+//! Refusals: 4xx and 5xx answers, each with its reason in one line.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
+use httpdate::fmt_http_date;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::response::{Body, NO_SNIFFING, TEXT, whole};
+use super::response::{Body, Field, NO_SNIFFING, NO_STORE, TEXT, respond, whole};
+use crate::admission::Refused;
+use crate::client::budget::NoSpace;
+use crate::hub::JoinError;
+use crate::protocol::handshake::HandshakeError;
+use crate::room::name::NotARoom;
 
-/// A 4xx or 5xx answer with the reason in one line.
+/// A 4xx or 5xx answer.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     status: StatusCode,
     reason: Cow<'static, str>,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    field: Option<Field>,
 }
 
 impl Refusal {
@@ -22,13 +29,23 @@ impl Refusal {
         Self {
             status,
             reason: reason.into(),
-            headers: Vec::new(),
+            field: None,
         }
     }
 
     /// 400: the request is malformed.
     pub(crate) fn bad(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+
+    /// 405: the resource has only these methods.
+    pub(crate) fn method(allowed: &'static str, reason: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, reason).with(header::ALLOW, allowed)
+    }
+
+    /// 408: the request stands still.
+    pub(crate) fn timed_out() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
     }
 
     /// 501: the transfer coding is not supported (RFC 9112, section 6.1).
@@ -42,18 +59,22 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")
     }
 
-    /// The same with one more header field.
-    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Self {
-        self.with_all([(name, HeaderValue::from_static(value))])
+    /// 503: `--max-connections` is reached.
+    pub(crate) fn full() -> Self {
+        Self::unavailable("no place left, try again later")
     }
 
-    /// The same with more header fields.
-    pub(crate) fn with_all(
-        mut self,
-        headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
-    ) -> Self {
-        self.headers.extend(headers);
-        self
+    /// 503: the server drains.
+    pub(crate) fn draining() -> Self {
+        Self::unavailable("the server is shutting down")
+    }
+
+    /// The same with one more header field.
+    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Self {
+        Self {
+            field: Some((name, value)),
+            ..self
+        }
     }
 
     /// The status.
@@ -66,28 +87,85 @@ impl Refusal {
         &self.reason
     }
 
-    /// The body.
-    pub(crate) fn line(&self) -> String {
-        format!("{}\n", self.reason)
+    /// Whether the same request may succeed later.
+    pub(crate) fn is_temporary(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
     }
 
     /// It as a response.
-    ///
-    /// # Errors
-    /// Those of the builder, which valid header fields do not cause.
-    pub(crate) fn response(&self) -> hyper::http::Result<Response<Body>> {
-        let line = self.line();
-        let mut response = Response::builder()
-            .status(self.status)
-            .header(header::CONTENT_TYPE, TEXT)
-            .header(header::CONTENT_LENGTH, line.len())
-            // Otherwise caches may store some statuses.
-            .header(header::CACHE_CONTROL, "no-store")
-            .header(NO_SNIFFING.0, NO_SNIFFING.1)
-            .header(header::CONNECTION, "close");
-        for (name, value) in &self.headers {
-            response = response.header(name, value);
+    pub(crate) fn response(&self) -> Response<Body> {
+        // Without `no-store`, caches may store some statuses.
+        let fields = [TEXT, NO_STORE, NO_SNIFFING];
+        let fields = fields.into_iter().chain(self.field.clone());
+        respond(self.status, fields, whole(format!("{}\n", self.reason)))
+    }
+
+    /// It as the bytes of a last response, for a socket that hyper does not write to.
+    pub(crate) fn last_response(&self) -> Vec<u8> {
+        let line = format!("{}\n", self.reason);
+        let mut response = self.response();
+        let fields = response.headers_mut();
+        fields.insert(header::CONTENT_LENGTH, line.len().into());
+        fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let mut bytes = head_of(&response);
+        bytes.extend_from_slice(line.as_bytes());
+        bytes
+    }
+}
+
+/// The bytes of the head of `response`, for a socket that hyper does not write to (RFC 9112, section
+/// 4).
+pub(super) fn head_of<B>(response: &Response<B>) -> Vec<u8> {
+    let date = fmt_http_date(SystemTime::now());
+    let mut head = format!("HTTP/1.1 {}\r\ndate: {date}\r\n", response.status()).into_bytes();
+    for (name, value) in response.headers() {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        Self::new(StatusCode::FORBIDDEN, refused.to_string())
+    }
+}
+
+impl From<NotARoom> for Refusal {
+    fn from(error: NotARoom) -> Self {
+        let status = match error {
+            NotARoom::NoPath => StatusCode::BAD_REQUEST,
+            NotARoom::TooLong => StatusCode::URI_TOO_LONG,
+            NotARoom::Reserved(_) => StatusCode::NOT_FOUND,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<HandshakeError> for Refusal {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Version => Self::new(StatusCode::UPGRADE_REQUIRED, error.to_string())
+                .with(header::SEC_WEBSOCKET_VERSION, "13"),
+            HandshakeError::Malformed(reason) => Self::bad(reason),
         }
-        response.body(whole(line))
+    }
+}
+
+impl From<NoSpace> for Refusal {
+    fn from(cut: NoSpace) -> Self {
+        Self::unavailable(cut.to_string())
+    }
+}
+
+impl From<JoinError> for Refusal {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Full => Self::unavailable("no place for another room, try again later"),
+            JoinError::Sealed => Self::draining(),
+        }
     }
 }

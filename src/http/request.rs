@@ -1,117 +1,207 @@
-//! A request, parsed: the resource, the host, the room and the query.
+//! A request, parsed once: what it asks for, of which host, and with which query.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Request, StatusCode, Version};
+use hyper::http::request::Parts;
+use hyper::{Method, Version};
 
 use super::refusal::Refusal;
 use crate::config::{Host, Time};
 use crate::excerpt::excerpt;
 use crate::message::MessageId;
 use crate::protocol::handshake::has_token;
-use crate::room::name::{NotARoom, RoomName};
+use crate::room::RoomName;
+use crate::room::name::NotARoom;
 
 /// How long a POST may wait for receipts, and how long it waits without `timeout`.
 const RECEIPT_WAIT_MAX: Duration = Duration::from_secs(60);
 const RECEIPT_WAIT: Duration = Duration::from_secs(10);
 
+/// The head of a request.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) version: Version,
+    pub(super) resource: Resource,
+    /// What a GET is for.
+    pub(super) wants: Wants,
+    pub(super) query: Query,
+    pub(super) headers: HeaderMap,
+    /// Whether a body follows.
+    pub(super) has_body: bool,
+    /// The authority of the target, where it has one (RFC 9112, section 3.2.2).
+    authority: Option<String>,
+}
+
+/// What a path names.
+#[derive(Debug)]
+pub(super) enum Resource {
+    /// `/livez`: whether the process serves.
+    Live,
+    /// `/healthz` and `/readyz`: whether the server takes new clients.
+    Ready,
+    /// `*`: the server as a whole, for OPTIONS alone.
+    Server,
+    /// A room, if the path names one.
+    Room(Result<RoomName, NotARoom>),
+}
+
 /// What a GET of a room's path is for.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Resource {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
     /// A WebSocket.
     WebSocket,
-    /// Server-Sent Events.
-    Events,
     /// The history of the room.
     History,
+    /// Server-Sent Events.
+    Events,
     /// The client page.
     Page,
 }
 
-/// The resource that a GET or HEAD is for.
-pub(crate) fn resource_of(request: &Request<Incoming>) -> Resource {
-    let headers = request.headers();
-    if has_token(headers, header::UPGRADE, "websocket") {
-        Resource::WebSocket
-    } else if has_token(headers, header::ACCEPT, "text/event-stream") {
-        Resource::Events
-    } else if Query::of(request).get("history").is_some() {
-        Resource::History
-    } else {
-        Resource::Page
-    }
-}
-
-/// Whether a browser asks if a web page may send a request (Fetch, section 3.3.2).
-pub(crate) fn is_preflight(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::ORIGIN)
-        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-}
-
-/// The host that a request is for (RFC 9112, section 3.2); `None` if it names none.
-///
-/// # Errors
-/// A [`Refusal`] where `Host` is missing, repeated or malformed.
-pub(crate) fn host_of(request: &Request<Incoming>) -> Result<Option<Host>, Refusal> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().ok(),
-        (None, _) if request.version() < Version::HTTP_11 => Some(""),
-        _ => None,
-    };
-    let host = host.ok_or_else(|| Refusal::bad("a request names one Host"))?;
-    match request.uri().authority().map_or(host, |it| it.as_str()) {
-        "" => Ok(None),
-        host => host.parse().map(Some).map_err(|()| {
-            let host = excerpt(host.as_bytes());
-            Refusal::bad(format!("Host is not a name or an address: {host:?}"))
-        }),
-    }
-}
-
-/// The room that `path` names.
-///
-/// # Errors
-/// A [`Refusal`] of a path that names no room.
-pub(crate) fn room_of(path: &str) -> Result<RoomName, Refusal> {
-    path.parse().map_err(|error: NotARoom| {
-        let status = match error {
-            NotARoom::NoPath => StatusCode::BAD_REQUEST,
-            NotARoom::TooLong => StatusCode::URI_TOO_LONG,
-            NotARoom::Reserved(_) => StatusCode::NOT_FOUND,
+impl Request {
+    /// Parses the head of a request.
+    pub(super) fn new(head: Parts, body: &Incoming) -> Self {
+        let Parts {
+            method,
+            uri,
+            version,
+            headers,
+            ..
+        } = head;
+        let resource = match uri.path() {
+            "/livez" => Resource::Live,
+            "/healthz" | "/readyz" => Resource::Ready,
+            "*" if method == Method::OPTIONS => Resource::Server,
+            path => Resource::Room(path.parse()),
         };
-        Refusal::new(status, error.to_string())
-    })
-}
-
-/// The query of a request: `since`, `limit`, `wait`, `timeout`, `history`; others are ignored.
-#[derive(Debug)]
-pub(crate) struct Query<'a>(pub &'a str);
-
-impl<'a> Query<'a> {
-    /// That of `request`.
-    pub(crate) fn of(request: &'a Request<Incoming>) -> Self {
-        Self(request.uri().query().unwrap_or_default())
+        let query = Query::parse(uri.query().unwrap_or_default());
+        Self {
+            method,
+            version,
+            resource,
+            wants: wants(&headers, &query),
+            query,
+            headers,
+            has_body: !body.is_end_stream(),
+            authority: uri.authority().map(|it| it.as_str().to_owned()),
+        }
     }
 
-    /// The value of `name`.
-    pub(crate) fn get(&self, name: &str) -> Option<Cow<'a, str>> {
-        form_urlencoded::parse(self.0.as_bytes())
-            .find(|(it, _)| it == name)
-            .map(|(_, value)| value)
+    /// The host that it is for (RFC 9112, section 3.2); `None` if it names none.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where `Host` is missing, repeated or malformed.
+    pub(super) fn host(&self) -> Result<Option<Host>, Refusal> {
+        let mut hosts = self.headers.get_all(header::HOST).iter();
+        let host = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().ok(),
+            (None, _) if self.version < Version::HTTP_11 => Some(""),
+            _ => None,
+        };
+        let host = host.ok_or_else(|| Refusal::bad("a request names one Host"))?;
+        match self.authority.as_deref().unwrap_or(host) {
+            "" => Ok(None),
+            host => host.parse().map(Some).map_err(|()| {
+                let host = excerpt(host.as_bytes());
+                Refusal::bad(format!("Host is not a name or an address: {host:?}"))
+            }),
+        }
+    }
+
+    /// Whether it is answered with the page, which is open to all.
+    pub(super) fn wants_page(&self) -> bool {
+        match self.method {
+            Method::GET => self.wants == Wants::Page,
+            Method::HEAD => matches!(self.wants, Wants::Page | Wants::WebSocket),
+            _ => false,
+        }
+    }
+
+    /// Whether a browser's `EventSource` sent it, as far as it can be known: it has a header field that
+    /// browsers alone send.
+    pub(super) fn is_of_event_source(&self) -> bool {
+        let by_browsers = ["sec-fetch-mode", "origin", "referer"];
+        self.method == Method::GET
+            && self.wants == Wants::Events
+            && by_browsers.iter().any(|it| self.headers.contains_key(*it))
+    }
+
+    /// Whether a browser asks if a web page may send a request (Fetch, section 3.3.2).
+    pub(super) fn is_preflight(&self) -> bool {
+        self.method == Method::OPTIONS
+            && self.headers.contains_key(header::ORIGIN)
+            && self
+                .headers
+                .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    }
+
+    /// The last message that the client has: `Last-Event-ID`, which an `EventSource` sends when it
+    /// reconnects, or else `since` of the query.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where `since` is not an id.
+    pub(super) fn since(&self) -> Result<Option<MessageId>, Refusal> {
+        let last = self.headers.get("last-event-id");
+        let last = last.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
+        if let Some(last) = last {
+            // An `EventSource` never reconnects after a 400.
+            let id = str::from_utf8(last).ok().and_then(|it| it.parse().ok());
+            return Ok(Some(id.unwrap_or(MessageId::OF_ANOTHER_LOG)));
+        }
+        self.query.id("since")
+    }
+}
+
+/// The first of what a request can be for.
+fn wants(headers: &HeaderMap, query: &Query) -> Wants {
+    if has_token(headers, header::UPGRADE, "websocket") {
+        Wants::WebSocket
+    } else if query.get("history").is_some() {
+        Wants::History
+    } else if has_token(headers, header::ACCEPT, "text/event-stream") {
+        Wants::Events
+    } else {
+        Wants::Page
+    }
+}
+
+/// The parameters of a query; unknown ones are ignored.
+#[derive(Debug)]
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(query: &str) -> Self {
+        let pairs = form_urlencoded::parse(query.as_bytes());
+        Self(pairs.into_owned().collect())
+    }
+
+    /// The first value of `name`.
+    fn get(&self, name: &str) -> Option<&str> {
+        let named = self.0.iter().find(|(it, _)| it == name);
+        named.map(|(_, value)| &**value)
+    }
+
+    /// The id that `name` holds; an empty one is none.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where it is not an id.
+    pub(super) fn id(&self, name: &str) -> Result<Option<MessageId>, Refusal> {
+        let id = self.get(name).filter(|it| !it.is_empty());
+        let id = id.map(str::parse).transpose();
+        id.map_err(|error| Refusal::bad(format!("{name}: {error}")))
     }
 
     /// The most messages to return.
     ///
     /// # Errors
     /// A [`Refusal`] where `limit` is not a number from 1.
-    pub(crate) fn limit(&self) -> Result<usize, Refusal> {
-        match self.get("limit").map(|limit| limit.parse()) {
-            None => Ok(usize::MAX),
-            Some(Ok(limit)) if limit > 0 => Ok(limit),
+    pub(super) fn limit(&self) -> Result<Option<usize>, Refusal> {
+        match self.get("limit").map(str::parse) {
+            None => Ok(None),
+            Some(Ok(limit)) if limit > 0 => Ok(Some(limit)),
             Some(_) => Err(Refusal::bad("limit is not a number from 1")),
         }
     }
@@ -120,8 +210,8 @@ impl<'a> Query<'a> {
     ///
     /// # Errors
     /// A [`Refusal`] of an unknown `wait`, or of a `timeout` that is malformed or too long.
-    pub(crate) fn wait(&self) -> Result<Option<Duration>, Refusal> {
-        match self.get("wait").as_deref() {
+    pub(super) fn wait(&self) -> Result<Option<Duration>, Refusal> {
+        match self.get("wait") {
             None => return Ok(None),
             Some("delivered") => {}
             Some(_) => return Err(Refusal::bad("wait can be delivered, and nothing else")),
@@ -136,24 +226,4 @@ impl<'a> Query<'a> {
             )),
         }
     }
-}
-
-/// The last message that the client has: `Last-Event-ID`, which an `EventSource` sends when it
-/// reconnects, or else `since` of the query.
-///
-/// # Errors
-/// A [`Refusal`] where `since` is not an id.
-pub(crate) fn since(request: &Request<Incoming>) -> Result<Option<MessageId>, Refusal> {
-    let last = request.headers().get("last-event-id");
-    let last = last.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
-    if let Some(last) = last {
-        // An `EventSource` never reconnects after a 400.
-        let id = str::from_utf8(last).ok().and_then(|it| it.parse().ok());
-        return Ok(Some(id.unwrap_or(MessageId::OF_ANOTHER_LOG)));
-    }
-    let since = Query::of(request).get("since").filter(|it| !it.is_empty());
-    let since = since.map(|id| id.parse());
-    since
-        .transpose()
-        .map_err(|error| Refusal::bad(format!("since: {error}")))
 }

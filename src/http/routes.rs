@@ -1,34 +1,28 @@
 //! The routes: which request gets which answer.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap};
-use hyper::http::response::Builder;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use super::cors::{Cors, options, preflight};
-use super::page;
+use super::page::respond_page;
+use super::phase::Link;
 use super::refusal::Refusal;
-use super::request::{Resource, host_of, is_preflight, resource_of, room_of, since};
-use super::response::{Body, TEXT, respond_json, whole};
+use super::request::{Request, Resource, Wants};
+use super::response::{Body, Field, NO_STORE, TEXT, respond, respond_json, whole};
 use crate::admission::Admission;
 use crate::client::Settings;
 use crate::client::budget::Budget;
 use crate::config::Mode;
 use crate::excerpt::excerpt;
 use crate::format::{Format, JSON_PROTOCOL};
-use crate::hub::{Hub, JoinError, Membership};
-use crate::protocol::handshake::{self, HandshakeError, tokens};
-use crate::room::Follow;
-use crate::room::name::RoomName;
-
-/// Health checks, which are not rooms: whether the process serves, and whether the server takes new
-/// clients.
-const ALIVE: &str = "/livez";
-const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
+use crate::hub::{Hub, Membership};
+use crate::protocol::handshake::{self, tokens};
+use crate::room::{Follow, RoomName};
 
 /// Everything that answers depend on.
 #[derive(Debug)]
@@ -42,24 +36,21 @@ pub(crate) struct Routes {
 
 /// The answer to a request.
 #[derive(Debug)]
-pub(crate) enum Answer {
-    /// A response, which ends the exchange.
-    Response(hyper::http::Result<Response<Body>>),
+pub(super) enum Answer {
+    /// A response.
+    Response(Response<Body>),
     /// The client has joined a room.
     Join(Box<Join>),
 }
 
-/// A client that has joined a room, and the head of its answer.
+/// A client that has joined a room.
 #[derive(Debug)]
-pub(crate) struct Join {
+pub(super) struct Join {
     /// The head of the answer; its body is empty.
-    pub(crate) response: hyper::http::Result<Response<Body>>,
-    /// The name of the room.
-    pub(crate) room: String,
-    /// The client's membership of the room.
-    pub(crate) membership: Membership,
+    pub(super) response: Response<Body>,
+    pub(super) membership: Membership,
     /// An excerpt of the unknown subprotocols that it offers, if any.
-    pub(crate) unknown_protocols: Option<String>,
+    pub(super) unknown_protocols: Option<String>,
 }
 
 impl Routes {
@@ -80,93 +71,62 @@ impl Routes {
         }
     }
 
-    /// Answers `request`; calls `answering` once all of it is read, with the time that the answer may
-    /// take. Without a permit of `--max-connections`, only health checks are answered.
+    /// Checks the host and the origin of a request, unless it is open to all: a health check, or for the
+    /// page, whose own requests are checked. Returns the origin that may read the answer.
     ///
     /// # Errors
     /// A [`Refusal`], which is then the answer.
-    pub(crate) async fn answer(
-        &self,
-        request: Request<Incoming>,
-        has_permit: bool,
-        answering: impl Fn(Duration),
-    ) -> Result<Answer, Refusal> {
-        let path = request.uri().path();
-        if path == ALIVE || HEALTH.contains(&path) {
-            return self.health(request.method(), path).map(Answer::Response);
+    pub(super) fn admit(&self, request: &Request) -> Result<Cors, Refusal> {
+        if matches!(request.resource, Resource::Live | Resource::Ready) {
+            return Ok(Cors::default());
         }
-        if !has_permit {
-            return Err(Refusal::unavailable("no place left, try again later"));
+        let host = request.host()?;
+        if request.wants_page() {
+            return Ok(Cors::default());
         }
-        let host = host_of(&request)?;
-        // The page is open to all: its own requests are checked.
-        let is_page = match *request.method() {
-            Method::GET => resource_of(&request) == Resource::Page,
-            Method::HEAD => matches!(resource_of(&request), Resource::Page | Resource::WebSocket),
-            _ => false,
-        };
-        if is_page {
-            room_of(path)?;
-            return Ok(Answer::Response(page::respond(request.headers())));
-        }
-        let origin = self.admission.check(request.headers(), host.as_ref());
-        let origin = origin.map_err(|it| Refusal::new(StatusCode::FORBIDDEN, it.to_string()))?;
-        let origin = Cors(origin.cloned());
-        let answer = self.route(request, &origin, answering).await;
-        answer.map_err(|refusal| refusal.with_all(origin.headers()))
+        let origin = self.admission.check(&request.headers, host.as_ref())?;
+        Ok(Cors(origin.cloned()))
     }
 
-    async fn route(
+    /// Answers `request`, which is admitted. Without a permit of `--max-connections`, only health checks
+    /// are answered.
+    ///
+    /// # Errors
+    /// A [`Refusal`], which is then the answer.
+    pub(super) async fn answer(
         &self,
-        request: Request<Incoming>,
-        origin: &Cors,
-        answering: impl Fn(Duration),
+        request: &Request,
+        body: Incoming,
+        has_permit: bool,
+        connection: &Link,
     ) -> Result<Answer, Refusal> {
-        let response = origin.response();
-        if request.method() == Method::OPTIONS && request.uri().path() == "*" {
-            return Ok(Answer::Response(
-                options(response, self.allowed()).body(whole("")),
-            ));
-        }
-        let room = room_of(request.uri().path())?;
-        let mut unknown_protocols = None;
-        let (response, membership) = match (request.method(), resource_of(&request)) {
-            (&Method::GET, Resource::WebSocket) => {
-                unknown_protocols = unknown_protocols_of(request.headers());
-                self.upgrade(&request, &room, response)?
+        let room = match &request.resource {
+            Resource::Live => return health(&request.method, false).map(Answer::Response),
+            Resource::Ready => {
+                let is_draining = self.draining.is_cancelled();
+                return health(&request.method, is_draining).map(Answer::Response);
             }
-            (&Method::GET, Resource::Events) => self.events(&request, &room, response)?,
-            (&Method::HEAD, Resource::Events) => {
-                return Ok(Answer::Response(event_stream(response).body(whole(""))));
+            _ if !has_permit => return Err(Refusal::full()),
+            Resource::Server => return Ok(Answer::Response(options(self.allowed()))),
+            Resource::Room(room) => room.as_ref().map_err(|error| Refusal::from(*error))?,
+        };
+        let response = match (&request.method, request.wants) {
+            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, room),
+            (&Method::GET, Wants::Events) => return self.events(request, room),
+            (&Method::HEAD, Wants::Events) => event_stream(""),
+            (&Method::GET | &Method::HEAD, Wants::History) => self.history(request, room)?,
+            (&Method::GET | &Method::HEAD, Wants::Page | Wants::WebSocket) => {
+                respond_page(&request.headers)
             }
-            (&Method::GET | &Method::HEAD, Resource::History) => {
-                return Ok(Answer::Response(self.history(&request, &room, response)?));
-            }
-            (&Method::OPTIONS, _) => {
-                let response = match is_preflight(request.headers()) {
-                    true => preflight(response),
-                    false => response,
-                };
-                return Ok(Answer::Response(
-                    options(response, self.allowed()).body(whole("")),
-                ));
-            }
+            (&Method::OPTIONS, _) if request.is_preflight() => preflight(self.allowed()),
+            (&Method::OPTIONS, _) => options(self.allowed()),
             (&Method::POST, _) if self.settings.mode == Mode::Broadcast => {
-                let published = self.publish(request, &room, answering).await?;
-                let response = response.status(StatusCode::CREATED);
-                return Ok(Answer::Response(respond_json(
-                    response,
-                    whole(published.to_json()),
-                )));
+                let published = self.publish(request, body, room, connection).await?;
+                respond_json(StatusCode::CREATED, whole(published.to_json()))
             }
             (method, _) => return Err(self.not_allowed(method)),
         };
-        Ok(Answer::Join(Box::new(Join {
-            response: response.body(whole("")),
-            room: room.into(),
-            membership,
-            unknown_protocols,
-        })))
+        Ok(Answer::Response(response))
     }
 
     /// The methods that a room allows.
@@ -185,71 +145,62 @@ impl Routes {
             (Mode::Echo, _) => "use GET",
             (Mode::Broadcast, _) => "use GET or POST",
         };
-        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason).with(header::ALLOW, self.allowed())
+        Refusal::method(self.allowed(), reason)
     }
 
-    /// Joins a room as a WebSocket client.
-    fn upgrade(
-        &self,
-        request: &Request<Incoming>,
-        room: &RoomName,
-        response: Builder,
-    ) -> Result<(Builder, Membership), Refusal> {
-        let accept = handshake::check(request)?;
-        let headers = request.headers();
+    /// Joins a room as a WebSocket client (RFC 6455, section 4.2.2).
+    fn upgrade(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+        let headers = &request.headers;
+        let accept = handshake::check(request.version, headers, request.has_body)?;
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
         let follow = Follow {
             format: if json { Format::Json } else { Format::Plain },
-            since: since(request)?,
+            since: request.since()?,
         };
         let membership = self.hub.join(room, follow)?;
-        let response = response
-            .status(StatusCode::SWITCHING_PROTOCOLS)
-            .header(header::CONNECTION, "Upgrade")
-            .header(header::UPGRADE, "websocket")
-            .header(header::SEC_WEBSOCKET_ACCEPT, accept);
-        let response = match json {
-            true => response.header(header::SEC_WEBSOCKET_PROTOCOL, JSON_PROTOCOL),
-            false => response,
-        };
-        Ok((response, membership))
+        let fields = [
+            (header::CONNECTION, "Upgrade"),
+            (header::UPGRADE, "websocket"),
+        ];
+        let protocol = json.then_some((header::SEC_WEBSOCKET_PROTOCOL, JSON_PROTOCOL));
+        let fields = fields.into_iter().chain(protocol);
+        let mut response = respond(StatusCode::SWITCHING_PROTOCOLS, fields, whole(""));
+        let fields = response.headers_mut();
+        fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        Ok(Answer::Join(Box::new(Join {
+            response,
+            membership,
+            unknown_protocols: unknown_protocols_of(headers),
+        })))
     }
 
     /// Joins a room as a client of Server-Sent Events (WHATWG HTML, section 9.2).
-    fn events(
-        &self,
-        request: &Request<Incoming>,
-        room: &RoomName,
-        response: Builder,
-    ) -> Result<(Builder, Membership), Refusal> {
+    fn events(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
         let follow = Follow {
             format: Format::EventStream,
-            since: since(request)?,
+            since: request.since()?,
         };
         let membership = self.hub.join(room, follow)?;
-        Ok((event_stream(response), membership))
+        let mut response = event_stream("");
+        // It ends with the connection.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        Ok(Answer::Join(Box::new(Join {
+            response,
+            membership,
+            unknown_protocols: None,
+        })))
     }
+}
 
-    fn health(
-        &self,
-        method: &Method,
-        path: &str,
-    ) -> Result<hyper::http::Result<Response<Body>>, Refusal> {
-        const ALLOWED: &str = "GET, HEAD, OPTIONS";
-        let builder = Response::builder();
-        match *method {
-            Method::GET | Method::HEAD if path != ALIVE && self.draining.is_cancelled() => {
-                Err(Refusal::unavailable("the server is shutting down"))
-            }
-            Method::GET | Method::HEAD => Ok(builder
-                .header(header::CONTENT_TYPE, TEXT)
-                .header(header::CACHE_CONTROL, "no-store")
-                .header(header::CONNECTION, "close")
-                .body(whole("ok"))),
-            Method::OPTIONS => Ok(options(builder, ALLOWED).body(whole(""))),
-            _ => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use GET")
-                .with(header::ALLOW, ALLOWED)),
-        }
+/// The answer to a health check.
+fn health(method: &Method, is_draining: bool) -> Result<Response<Body>, Refusal> {
+    const ALLOWED: &str = "GET, HEAD, OPTIONS";
+    match *method {
+        Method::GET | Method::HEAD if is_draining => Err(Refusal::draining()),
+        Method::GET | Method::HEAD => Ok(respond(StatusCode::OK, [TEXT, NO_STORE], whole("ok"))),
+        Method::OPTIONS => Ok(options(ALLOWED)),
+        _ => Err(Refusal::method(ALLOWED, "use GET")),
     }
 }
 
@@ -260,57 +211,33 @@ fn unknown_protocols_of(headers: &HeaderMap) -> Option<String> {
     (!unknown.is_empty()).then(|| excerpt(unknown.join(", ").as_bytes()).into_owned())
 }
 
-/// The head of an event stream.
-fn event_stream(response: Builder) -> Builder {
-    response
-        .header(header::CONTENT_TYPE, "text/event-stream")
-        .header(header::CACHE_CONTROL, "no-store, no-transform")
+/// An event stream, or its head.
+fn event_stream(text: impl Into<Bytes>) -> Response<Body> {
+    let fields: [Field; 3] = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store, no-transform"),
         // Otherwise nginx buffers the stream.
-        .header("x-accel-buffering", "no")
-        .header(header::CONNECTION, "close")
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    respond(StatusCode::OK, fields, whole(text))
 }
 
-impl From<HandshakeError> for Refusal {
-    fn from(error: HandshakeError) -> Self {
-        match error {
-            HandshakeError::Version => Self::new(StatusCode::UPGRADE_REQUIRED, error.to_string())
-                .with(header::SEC_WEBSOCKET_VERSION, "13"),
-            HandshakeError::Malformed(reason) => Self::bad(reason),
-        }
-    }
-}
-
-impl From<JoinError> for Refusal {
-    fn from(error: JoinError) -> Self {
-        match error {
-            JoinError::Full => Self::unavailable("no place for another room, try again later"),
-            JoinError::Sealed => Self::unavailable("the server is shutting down"),
-        }
-    }
+/// What a browser's `EventSource` gets in the place of a 503, after which it would never come back: a
+/// stream that ends, with the time to reconnect and the reason (WHATWG HTML, section 9.2.3).
+pub(super) fn retry_later(refusal: &Refusal) -> Response<Body> {
+    event_stream(format!("retry: 1000\n: {}\n\n", refusal.reason()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::store::Store;
 
     #[test]
-    fn a_draining_server_is_live_and_not_ready() {
-        let config = Config::default();
-        let hub = Arc::new(Hub::new(&config, Store::memory()));
-        let admission = Admission::new(&config.access, "localhost", true);
-        let settings = Arc::new(Settings::from(&config));
-        let draining = CancellationToken::new();
-        let budget = Arc::new(Budget::new(1 << 20, Duration::from_secs(1)));
-        let routes = Routes::new(settings, hub, budget, admission, draining.clone());
-        let status = |path| match routes.health(&Method::GET, path) {
-            Ok(response) => response.unwrap().status().as_u16(),
+    fn a_draining_server_is_not_ready() {
+        let status = |is_draining| match health(&Method::GET, is_draining) {
+            Ok(response) => response.status().as_u16(),
             Err(refusal) => refusal.status().as_u16(),
         };
-        let paths = ["/livez", "/healthz", "/readyz"];
-        assert_eq!(paths.map(status), [200, 200, 200]);
-        draining.cancel();
-        assert_eq!(paths.map(status), [200, 503, 503]);
+        assert_eq!((status(false), status(true)), (200, 503));
     }
 }

@@ -6,9 +6,8 @@
 use std::sync::LazyLock;
 
 use data_encoding::{BASE64, Encoding};
-use hyper::body::Body;
-use hyper::header::{self, HeaderMap, HeaderName};
-use hyper::{Request, Version};
+use hyper::Version;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Why a request is not an opening handshake.
@@ -34,9 +33,12 @@ static KEY: LazyLock<Encoding> = LazyLock::new(|| {
 ///
 /// # Errors
 /// [`HandshakeError`].
-pub(crate) fn check(request: &Request<impl Body>) -> Result<String, HandshakeError> {
-    let headers = request.headers();
-    if request.version() != Version::HTTP_11 {
+pub(crate) fn check(
+    version: Version,
+    headers: &HeaderMap,
+    has_body: bool,
+) -> Result<HeaderValue, HandshakeError> {
+    if version != Version::HTTP_11 {
         return Err(HandshakeError::Malformed(
             "a WebSocket handshake needs HTTP/1.1",
         ));
@@ -46,7 +48,7 @@ pub(crate) fn check(request: &Request<impl Body>) -> Result<String, HandshakeErr
             "a WebSocket handshake needs the header Connection: Upgrade",
         ));
     }
-    if !request.body().is_end_stream() {
+    if has_body {
         return Err(HandshakeError::Malformed(
             "a WebSocket handshake has no body",
         ));
@@ -68,7 +70,8 @@ pub(crate) fn check(request: &Request<impl Body>) -> Result<String, HandshakeErr
             "Sec-WebSocket-Key must be 16 bytes in base64",
         ));
     }
-    Ok(derive_accept_key(key.as_bytes()))
+    let accept = derive_accept_key(key.as_bytes());
+    Ok(HeaderValue::from_str(&accept).expect("base64 is a header value"))
 }
 
 /// The tokens of a header that is a list of them, without their parameters.

@@ -434,19 +434,42 @@ impl RawClient {
         self.answer().await
     }
 
-    /// Reads a response to the end of the connection; only the head if it upgrades or streams.
+    /// Reads a response: to the end of the connection if that is its last, and else as long as it says;
+    /// only the head of an upgrade or of an event stream.
     pub(crate) async fn answer(&mut self) -> Answer {
         let head = self.read_head().await.to_lowercase();
-        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let goes_on = code == 101 || head.contains("\r\ncontent-type: text/event-stream");
-        let mut body = String::new();
-        if !goes_on {
-            body = String::from_utf8(self.read_to_end().await).unwrap();
+        let mut answer = Answer {
+            code: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head,
+            body: String::new(),
+        };
+        let is_chunked = answer.field("transfer-encoding") == Some("chunked");
+        let length = answer.field("content-length").map(|it| it.parse().unwrap());
+        let is_stream = answer.field("content-type") == Some("text/event-stream");
+        let mut body = Vec::new();
+        if answer.code == 101 || (is_stream && length.is_none()) {
+            return answer;
+        } else if answer.field("connection") == Some("close") {
+            body = self.read_to_end().await;
+        } else if is_chunked {
+            while !body.ends_with(b"0\r\n\r\n") {
+                body.push(
+                    timeout(PATIENCE, self.stream.read_u8())
+                        .await
+                        .unwrap()
+                        .unwrap(),
+                );
+            }
+        } else {
+            body.resize(length.unwrap_or(0), 0);
+            let read = self.stream.read_exact(&mut body);
+            timeout(PATIENCE, read).await.unwrap().unwrap();
         }
-        if head.contains("\r\ntransfer-encoding: chunked\r\n") {
-            body = unchunked(&body);
+        answer.body = String::from_utf8(body).unwrap();
+        if is_chunked {
+            answer.body = unchunked(&answer.body);
         }
-        Answer { code, head, body }
+        answer
     }
 
     /// Reads one frame: its first byte and its payload.

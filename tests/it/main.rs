@@ -12,6 +12,7 @@ mod harness;
 mod http;
 mod ids;
 mod incoming;
+mod keep_alive;
 mod layers;
 mod load;
 mod malice;

@@ -196,7 +196,7 @@ async fn every_response_has_a_date_and_no_refusal_is_cached() {
         ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
         ("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
         ("PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
-        ("", 408),
+        ("GET", 408),
         (&long, 414),
         ("nonsense\r\n\r\n", 400),
     ] {

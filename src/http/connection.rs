@@ -1,0 +1,182 @@
+//! One HTTP/1.1 connection: its requests, one after the other, until it closes or becomes a client.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio::select;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::exchange::Exchange;
+use super::head::{HEAD_MAX, explain};
+use super::idle::IdleConnections;
+use super::phase::{Joined, Link};
+use super::refusal::Refusal;
+use super::refusal_log::RefusalLog;
+use super::routes::Routes;
+use super::socket::Socket;
+use crate::config::Times;
+use crate::hub::Membership;
+use crate::transport::Transport;
+use crate::transport::write::linger;
+
+/// What all HTTP connections of a server share.
+#[derive(Debug, Clone)]
+pub(crate) struct Http {
+    pub(super) routes: Arc<Routes>,
+    pub(super) refusals: Arc<RefusalLog>,
+    idle: Arc<IdleConnections>,
+    times: Times,
+    draining: CancellationToken,
+}
+
+/// The connection of a client that has joined a room.
+#[derive(Debug)]
+pub(crate) struct Upgraded<S> {
+    /// The stream: of a WebSocket behind the 101, of an event stream before the head of the answer.
+    pub(crate) stream: S,
+    /// What was read behind the request.
+    pub(crate) ahead: Vec<u8>,
+    /// The head of the answer, if it is still to be written.
+    pub(crate) head: Bytes,
+    /// The client's membership of the room.
+    pub(crate) membership: Membership,
+}
+
+impl Http {
+    /// Answers by `routes`, and refuses new requests once `draining` is cancelled.
+    pub(crate) fn new(routes: Arc<Routes>, times: Times, draining: CancellationToken) -> Self {
+        Self {
+            routes,
+            refusals: Arc::default(),
+            idle: Arc::default(),
+            times,
+            draining,
+        }
+    }
+
+    /// Closes the connection that has been idle between requests for longest; returns whether there was
+    /// one.
+    pub(crate) fn evict_idle(&self) -> bool {
+        self.idle.evict_longest()
+    }
+
+    /// Serves the requests of `peer` until the connection closes, or is that of a client that has joined
+    /// a room. A connection without a permit of `--max-connections` has an `eviction`: it cannot join,
+    /// has one request, and is evicted once that ends.
+    pub(crate) async fn serve<S: Transport>(
+        self,
+        stream: S,
+        peer: SocketAddr,
+        eviction: Option<oneshot::Receiver<Infallible>>,
+    ) -> Option<Upgraded<S>> {
+        let link = Arc::new(Link::new(self.idle.clone()));
+        let has_permit = eviction.is_none();
+        let exchange = Exchange::new(&self, &link, peer, has_permit);
+        let mut evicted = pin!(OptionFuture::from(eviction).fuse());
+        let patience = self.times.write_timeout.get();
+        let mut connection = http1::Builder::new()
+            .max_buf_size(HEAD_MAX)
+            // A peer that has half-closed behind its request still gets the answer.
+            .half_close(true)
+            .keep_alive(has_permit)
+            .header_read_timeout(None)
+            .serve_connection(
+                TokioIo::new(Socket::new(stream, link.clone(), patience)),
+                exchange,
+            );
+
+        let ended = {
+            let mut overdue = pin!(link.overdue(self.times.open_timeout.get()));
+            let mut place_needed = pin!(link.evicted.notified().fuse());
+            let mut draining = pin!(self.draining.cancelled().fuse());
+            loop {
+                select! {
+                    biased;
+                    served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break match served {
+                        Err(error) if error.is_parse() && !link.is_answering() => {
+                            Ended::Malformed { is_too_large: error.is_parse_too_large() }
+                        }
+                        _ => Ended::Served,
+                    },
+                    Some(_) = &mut evicted => break Ended::Evicted,
+                    () = &mut draining => match link.is_new() || link.is_in_head() {
+                        true => break Ended::Draining,
+                        // What is being answered is answered to the end.
+                        false => Pin::new(&mut connection).graceful_shutdown(),
+                    },
+                    () = &mut place_needed => match link.is_idle() {
+                        true => return None,
+                        false => Pin::new(&mut connection).graceful_shutdown(),
+                    },
+                    () = &mut overdue => break Ended::Overdue,
+                }
+            }
+        };
+        let is_answered = link.is_answering();
+        let is_in_head = link.is_in_head();
+        let parts = connection.into_parts();
+        let Socket {
+            mut stream, head, ..
+        } = parts.io.into_inner();
+        if let Some(joined) = link.take_joined() {
+            let Joined { head, membership } = *joined;
+            return Some(Upgraded {
+                stream,
+                ahead: parts.read_buf.to_vec(),
+                head,
+                membership,
+            });
+        }
+        let refusal = match ended {
+            Ended::Malformed { is_too_large } => Some(explain(&head, is_too_large)),
+            Ended::Draining => Some(Refusal::draining()),
+            Ended::Evicted if !is_answered => Some(Refusal::full()),
+            // A connection that asks for nothing is closed in silence.
+            Ended::Overdue => is_in_head.then(Refusal::timed_out),
+            Ended::Evicted | Ended::Served => None,
+        };
+        let answer = refusal.map_or_else(Vec::new, |refusal| {
+            self.refusals.record(&refusal, peer, None);
+            refusal.last_response()
+        });
+        if matches!(ended, Ended::Evicted) {
+            stream.write_all(&answer).now_or_never();
+            return None;
+        }
+        let close = async {
+            stream.write_all(&answer).await.ok();
+            linger(&mut stream).await;
+        };
+        select! {
+            () = close => {}
+            () = sleep(self.times.close_timeout.get()) => {}
+            Some(_) = evicted => {}
+        }
+        None
+    }
+}
+
+/// How the HTTP of a connection ended.
+enum Ended {
+    /// By the peer, by an error, or behind the last answer.
+    Served,
+    /// With bytes that are not a request.
+    Malformed { is_too_large: bool },
+    /// At a drain, before a request was complete.
+    Draining,
+    /// Without a request, or with an incomplete one, for the open timeout.
+    Overdue,
+    /// By eviction, as it has no permit.
+    Evicted,
+}

@@ -1,0 +1,196 @@
+//! The phase of a connection: known to hyper's stream, to the answers and to the timeouts around them.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::idle::{IdleConnections, IdleEntry};
+use crate::hub::Membership;
+
+/// What the stream below hyper and the answers above it know of each other. All of them run in the task
+/// of the connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    phase: Mutex<Phase>,
+    idle: Arc<IdleConnections>,
+    /// Notified when the place of this idle connection is needed.
+    pub(super) evicted: Arc<Notify>,
+    is_closed: AtomicBool,
+    closed: Notify,
+    flushed: Notify,
+    joined: Mutex<Option<Box<Joined>>>,
+}
+
+/// A client that has joined a room: the connection is its own from here on.
+#[derive(Debug)]
+pub(super) struct Joined {
+    /// The head of the answer, where hyper does not write it.
+    pub(super) head: Bytes,
+    pub(super) membership: Membership,
+}
+
+/// How far a connection is.
+#[derive(Debug)]
+enum Phase {
+    /// Nothing has been received yet.
+    New(Instant),
+    /// Since then, a part of the head of a request has been received.
+    Head(Instant),
+    /// A request is being read or answered.
+    Busy,
+    /// The answer is complete, and not all of it written.
+    Flushing,
+    /// Between two requests.
+    Idle { since: Instant, _entry: IdleEntry },
+}
+
+impl Link {
+    pub(super) fn new(idle: Arc<IdleConnections>) -> Self {
+        Self {
+            phase: Mutex::new(Phase::New(Instant::now())),
+            idle,
+            evicted: Arc::default(),
+            is_closed: AtomicBool::new(false),
+            closed: Notify::new(),
+            flushed: Notify::new(),
+            joined: Mutex::new(None),
+        }
+    }
+
+    /// The connection is to be handed over to this client.
+    pub(super) fn join(&self, joined: Joined) {
+        *self.joined.lock() = Some(Box::new(joined));
+    }
+
+    /// The client that the connection is to be handed over to.
+    pub(super) fn take_joined(&self) -> Option<Box<Joined>> {
+        self.joined.lock().take()
+    }
+
+    /// A request begins; it ends when the guard is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> BusyGuard {
+        *self.phase.lock() = Phase::Busy;
+        BusyGuard(self.clone())
+    }
+
+    /// Bytes were received; returns whether they are of the head of a request, and whether they are its
+    /// first.
+    pub(super) fn received(&self) -> Option<FirstBytes> {
+        let mut phase = self.phase.lock();
+        match *phase {
+            Phase::New(_) | Phase::Idle { .. } => {
+                *phase = Phase::Head(Instant::now());
+                Some(FirstBytes(true))
+            }
+            Phase::Head(_) => Some(FirstBytes(false)),
+            Phase::Busy | Phase::Flushing => None,
+        }
+    }
+
+    /// All that hyper has to write was taken by the kernel.
+    pub(super) fn flushed(&self) {
+        self.flushed.notify_waiters();
+        let mut phase = self.phase.lock();
+        if matches!(*phase, Phase::Flushing) {
+            *phase = Phase::Idle {
+                since: Instant::now(),
+                _entry: self.idle.enter(&self.evicted),
+            };
+        }
+    }
+
+    /// Waits until all that hyper has to write was taken by the kernel.
+    pub(super) async fn flush(&self) {
+        self.flushed.notified().await;
+    }
+
+    /// The peer sends no more.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.closed.notify_waiters();
+    }
+
+    /// Whether the peer sends no more, as far as that was watched.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the peer sends no more: it has closed the connection, or its side of it.
+    pub(super) async fn closed(&self) {
+        let mut closed = pin!(self.closed.notified());
+        poll_fn(|cx| match self.is_closed() {
+            true => Poll::Ready(()),
+            false => closed.as_mut().poll(cx),
+        })
+        .await;
+    }
+
+    /// Whether a request is being read or answered.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Busy)
+    }
+
+    /// Whether hyper has an answer of ours to write; all else that it writes are answers of its own.
+    pub(super) fn is_answering(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Busy | Phase::Flushing)
+    }
+
+    /// Whether a part of a request has been received.
+    pub(super) fn is_in_head(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Head(_))
+    }
+
+    /// Whether it is between two requests.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Idle { .. })
+    }
+
+    /// Whether nothing was ever received.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::New(_))
+    }
+
+    /// Waits until a request has been awaited, or its head has been incomplete, for `limit`.
+    pub(super) async fn overdue(&self, limit: Duration) {
+        // Moved only when it fires, so that a request costs no work on the timer.
+        let mut timer = pin!(sleep(limit));
+        loop {
+            timer.as_mut().await;
+            let now = Instant::now();
+            let due = self.waits_since().map_or(now, |since| since) + limit;
+            if due <= now {
+                return;
+            }
+            timer.as_mut().reset(due);
+        }
+    }
+
+    /// Since when a request is awaited or incomplete.
+    fn waits_since(&self) -> Option<Instant> {
+        match *self.phase.lock() {
+            Phase::New(since) | Phase::Head(since) | Phase::Idle { since, .. } => Some(since),
+            Phase::Busy | Phase::Flushing => None,
+        }
+    }
+}
+
+/// Whether received bytes are the first of a request.
+pub(super) struct FirstBytes(pub(super) bool);
+
+/// A request that is read and answered.
+#[derive(Debug)]
+pub(super) struct BusyGuard(Arc<Link>);
+
+impl Drop for BusyGuard {
+    fn drop(&mut self) {
+        *self.0.phase.lock() = Phase::Flushing;
+    }
+}
