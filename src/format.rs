@@ -31,15 +31,19 @@ pub(crate) enum Format {
 
 /// The messages of `batch` from sequence number `from` on.
 pub(crate) fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
-    let encode: fn(&Event<'_>, &mut Vec<u8>) = match format {
-        Format::Plain => return batch.frames_from(from),
-        Format::Json => json::encode,
-        Format::EventStream => sse::encode,
-    };
-    let rendition = batch.rendition(format, || {
+    if format == Format::Plain {
+        return batch.frames_from(from);
+    }
+    let skipped = from.saturating_sub(batch.seqs().start) as usize;
+    rendition(&batch, format).messages_from(skipped).into()
+}
+
+/// All messages of `batch` in a format other than the plain one, encoded the first time.
+fn rendition(batch: &Batch, format: Format) -> &Rendition {
+    batch.rendition(format, || {
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(batch.len()));
-        for event in event::messages(&batch) {
-            encode(&event, &mut bytes);
+        for event in event::messages(batch) {
+            encode(&event, format, &mut bytes);
             ends.push(bytes.len());
         }
         bytes.shrink_to_fit();
@@ -47,23 +51,23 @@ pub(crate) fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
             bytes: bytes.into(),
             ends,
         }
-    });
-    let bytes = match from.saturating_sub(batch.seqs().start) as usize {
-        0 => rendition.bytes.clone(),
-        skipped => rendition.bytes.slice(rendition.ends[skipped - 1]..),
-    };
-    bytes.into()
+    })
 }
 
 /// An event in a format other than the plain one.
 pub(crate) fn render_event(event: &Event<'_>, format: Format) -> Bytes {
     let mut bytes = Vec::new();
+    encode(event, format, &mut bytes);
+    bytes.into()
+}
+
+/// Appends `event` in a format other than the plain one, in which it is nothing.
+fn encode(event: &Event<'_>, format: Format, bytes: &mut Vec<u8>) {
     match format {
         Format::Plain => {}
-        Format::Json => json::encode(event, &mut bytes),
-        Format::EventStream => sse::encode(event, &mut bytes),
+        Format::Json => json::encode(event, bytes),
+        Format::EventStream => sse::encode(event, bytes),
     }
-    bytes.into()
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::config::{Config, History, Limits, Service};
-use crate::format::{Batch, Frames, Plain};
-use crate::message::MessageId;
-use crate::room::{Delivery, Follow, Room, Sealed, Start};
+use crate::format::{Frames, Plain};
+use crate::room::reader::{Part, Reader};
+use crate::room::{Delivery, Follow, Room, Sealed};
 use crate::store::Store;
 use ranking::{Ranked, Ranking};
 
@@ -142,15 +142,20 @@ impl Hub {
         })
     }
 
-    /// The messages after `since` that the room `name` retains for new clients, and where they start;
-    /// none where the room does not exist.
-    pub(crate) fn history(
-        &self,
-        name: &str,
-        since: Option<MessageId>,
-    ) -> Option<(Vec<Arc<Batch>>, Start)> {
-        let room = self.rooms.lock().by_name.get(name)?.room.clone();
-        Some(room.history(since))
+    /// Reads at most `limit` messages of the room `name`; none where the room does not exist.
+    pub(crate) fn read(&self, name: &str, part: Part, limit: u64) -> Reader {
+        let room = self
+            .rooms
+            .lock()
+            .by_name
+            .get(name)
+            .map(|it| it.room.clone());
+        room.map_or_else(Reader::default, |room| room.read(part, limit))
+    }
+
+    /// How many messages a room remembers.
+    pub(crate) fn history_limit(&self) -> usize {
+        self.history.limit
     }
 
     /// Seals all rooms: no more messages and no more clients. Current clients drain the log of their
@@ -293,6 +298,7 @@ impl Ranked for Room {
 mod tests {
     use super::*;
     use crate::config::{Mode, Size};
+    use crate::format::Batch;
     use crate::format::BatchBuilder;
     use crate::message::Kind;
 

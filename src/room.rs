@@ -4,6 +4,7 @@ pub(crate) mod history;
 pub(crate) mod log;
 pub(crate) mod name;
 pub(crate) mod queue;
+pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 

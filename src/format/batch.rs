@@ -166,6 +166,22 @@ pub(crate) struct Rendition {
     pub(crate) ends: Vec<usize>,
 }
 
+impl Rendition {
+    /// The message at `index`.
+    pub(crate) fn message(&self, index: usize) -> Bytes {
+        self.bytes.slice(self.start(index)..self.ends[index])
+    }
+
+    /// The messages from `index` on.
+    pub(crate) fn messages_from(&self, index: usize) -> Bytes {
+        self.bytes.slice(self.start(index)..)
+    }
+
+    fn start(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+}
+
 /// Chunks to be written to one client; mostly one, which needs no allocation.
 pub(crate) type Outbox = SmallVec<[Chunk; 1]>;
 

@@ -1,8 +1,13 @@
 //! The JSON format: each event is one WebSocket text message.
 
-use super::Event;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Batch, Event, Format, rendition};
 use crate::message::Kind;
-use crate::protocol::frame;
+use crate::protocol::frame::{self, Header};
 
 /// The subprotocol of the JSON format, as `Sec-WebSocket-Protocol` names it.
 pub(crate) const JSON_PROTOCOL: &str = "wscast.v1.json";
@@ -15,4 +20,15 @@ pub(crate) fn encode(event: &Event<'_>, frames: &mut Vec<u8>) {
 /// `event` as a JSON object on one line.
 pub(crate) fn to_string(event: &Event<'_>) -> String {
     serde_json::to_string(event).expect("an event has string keys, and a String takes every write")
+}
+
+/// The messages of `batch` with these sequence numbers, as JSON objects: slices of the frames that all
+/// clients of the JSON format share.
+pub(crate) fn objects(batch: Arc<Batch>, seqs: Range<u64>) -> impl Iterator<Item = Bytes> {
+    let first = batch.seqs().start;
+    seqs.map(move |seq| {
+        let frame = rendition(&batch, Format::Json).message((seq - first) as usize);
+        let header = Header::parse(&frame).map_or(0, |it| it.length as usize);
+        frame.slice(header..)
+    })
 }

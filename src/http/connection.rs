@@ -104,10 +104,11 @@ impl Http {
                 select! {
                     biased;
                     served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break match served {
+                        Ok(()) => Ended::Served,
                         Err(error) if error.is_parse() && !link.is_answering() => {
                             Ended::Malformed { is_too_large: error.is_parse_too_large() }
                         }
-                        _ => Ended::Served,
+                        Err(_) => Ended::Broken,
                     },
                     Some(_) = &mut evicted => break Ended::Evicted,
                     () = &mut draining => match link.is_new() || link.is_in_head() {
@@ -144,13 +145,13 @@ impl Http {
             Ended::Evicted if !is_answered => Some(Refusal::full()),
             // A connection that asks for nothing is closed in silence.
             Ended::Overdue => is_in_head.then(Refusal::timed_out),
-            Ended::Evicted | Ended::Served => None,
+            Ended::Evicted | Ended::Served | Ended::Broken => None,
         };
         let answer = refusal.map_or_else(Vec::new, |refusal| {
             self.refusals.record(&refusal, peer, None);
             refusal.last_response()
         });
-        if matches!(ended, Ended::Evicted) {
+        if matches!(ended, Ended::Evicted | Ended::Broken) {
             stream.write_all(&answer).now_or_never();
             return None;
         }
@@ -169,8 +170,11 @@ impl Http {
 
 /// How the HTTP of a connection ended.
 enum Ended {
-    /// By the peer, by an error, or behind the last answer.
+    /// By the peer, or behind the last answer.
     Served,
+    /// By an error of the connection, or of a body that ends too early; or by hyper's part alone, when an
+    /// event stream takes over.
+    Broken,
     /// With bytes that are not a request.
     Malformed { is_too_large: bool },
     /// At a drain, before a request was complete.

@@ -1,6 +1,7 @@
-//! `GET /<room>?history`: the history of a room as JSON.
+//! `GET /<room>?history`: the messages of a room as JSON.
 
-use std::{iter, mem};
+use std::collections::VecDeque;
+use std::mem;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -13,48 +14,115 @@ use super::refusal::Refusal;
 use super::request::Request;
 use super::response::{Body, respond_json};
 use super::routes::Routes;
-use crate::format;
+use crate::format::{self, Event};
 use crate::room::RoomName;
+use crate::room::reader::{Part, Piece, Reader};
 
 /// The header that says whether a history begins right behind the id of the request.
 const RESUMED: &str = "wscast-resumed";
 
+/// The most messages of one answer.
+const MESSAGES_MAX: usize = 10_000;
+
 impl Routes {
-    /// The history of a room as a JSON array.
+    /// Messages of a room as a JSON array, the oldest first: the first ones behind `since`, the last ones
+    /// before `before`, or the last ones of all.
     pub(super) fn history(
         &self,
         request: &Request,
         room: &RoomName,
     ) -> Result<Response<Body>, Refusal> {
-        let (since, limit) = (
-            request.since()?,
-            request.query.limit()?.unwrap_or(usize::MAX),
-        );
-        let (batches, start) = self.hub.history(room, since).unwrap_or_default();
-        // Encoded batch by batch as the client takes them, so that there is no copy of the whole history.
-        let (mut next, mut left, mut lead) = (start.next, limit, "\n");
-        let chunks = batches.into_iter().map(move |batch| {
-            let skipped = next.saturating_sub(batch.seqs().start) as usize;
-            let mut chunk = String::new();
-            for message in format::event::messages(&batch).skip(skipped).take(left) {
-                chunk.push_str(mem::replace(&mut lead, ",\n"));
-                chunk.push_str(&format::json::to_string(&message));
-                left -= 1;
+        let part = match (request.since()?, request.query.id("before")?) {
+            (None, None) => Part::Last,
+            (Some(id), None) => Part::Since(id),
+            (None, Some(id)) => Part::Before(id),
+            (Some(_), Some(_)) => {
+                return Err(Refusal::bad("since and before exclude each other"));
             }
-            next = batch.seqs().end;
-            chunk
-        });
-        let chunks = iter::once("[".to_owned()).chain(chunks);
-        let frames = chunks
-            .chain(["\n]\n".to_owned()])
-            .map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
-        let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+        };
+        let limit = request.query.limit()?.unwrap_or(self.hub.history_limit());
+        let reader = self.hub.read(room, part, limit.min(MESSAGES_MAX) as u64);
+        let resumed = if reader.resumed { "true" } else { "false" };
+        let pieces = JsonArray::of(reader).map(|bytes| Ok(Frame::data(bytes)));
+        let body = StreamBody::new(stream::iter(pieces)).boxed_unsync();
         let mut response = respond_json(StatusCode::OK, body);
-        let resumed = if start.resumed { "true" } else { "false" };
         let fields = response.headers_mut();
         fields.insert(RESUMED, HeaderValue::from_static(resumed));
         let exposed = HeaderValue::from_static(RESUMED);
         fields.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         Ok(response)
+    }
+}
+
+/// A JSON array of what a reader reads, made piece by piece as the peer takes it.
+struct JsonArray {
+    reader: Reader,
+    /// Pieces that are made: short messages are copied, several into one; long ones are shared.
+    made: VecDeque<Bytes>,
+    copied: Vec<u8>,
+    /// What stands before the next element.
+    lead: &'static str,
+    is_complete: bool,
+}
+
+/// A message of so many bytes is shared, instead of copied.
+const LONG: usize = 1024;
+
+/// Copies are gathered up to this many bytes.
+const PIECE: usize = 8 * 1024;
+
+impl JsonArray {
+    fn of(reader: Reader) -> Self {
+        Self {
+            reader,
+            made: VecDeque::new(),
+            copied: b"[".to_vec(),
+            lead: "\n",
+            is_complete: false,
+        }
+    }
+
+    /// Appends an element.
+    fn push(&mut self, json: Bytes) {
+        let lead = mem::replace(&mut self.lead, ",\n");
+        self.copied.extend_from_slice(lead.as_bytes());
+        if json.len() < LONG {
+            self.copied.extend_from_slice(&json);
+        } else {
+            self.finish_copy();
+            self.made.push_back(json);
+        }
+    }
+
+    fn finish_copy(&mut self) {
+        if !self.copied.is_empty() {
+            self.made.push_back(mem::take(&mut self.copied).into());
+        }
+    }
+}
+
+impl Iterator for JsonArray {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        while self.made.is_empty() && !self.is_complete {
+            match self.reader.next() {
+                Some(Piece::Messages(batch, seqs)) => {
+                    format::json::objects(batch, seqs).for_each(|json| self.push(json));
+                }
+                Some(Piece::Gap(missed)) => {
+                    let missed = Some(missed);
+                    self.push(format::json::to_string(&Event::Gap { missed }).into());
+                }
+                None => {
+                    self.copied.extend_from_slice(b"\n]\n");
+                    self.is_complete = true;
+                }
+            }
+            if self.is_complete || self.copied.len() >= PIECE {
+                self.finish_copy();
+            }
+        }
+        self.made.pop_front()
     }
 }

@@ -9,6 +9,7 @@ mod cli;
 mod contract;
 mod drain;
 mod harness;
+mod history;
 mod http;
 mod ids;
 mod incoming;

@@ -421,69 +421,6 @@ async fn an_event_stream_that_is_not_read_is_dropped_at_the_write_timeout() {
 
 /// Reads the history of `/` with `query` appended: its messages, and whether they begin right after
 /// the requested id.
-async fn history(server: &TestServer, query: &str) -> (Vec<Value>, bool) {
-    let line = format!("GET /?history{query}");
-    let fields = "Accept: application/json\r\n";
-    let answer = server.request(&line, fields, "").await;
-    assert_eq!(answer.code, 200, "{answer:?}");
-    assert_eq!(answer.field("cache-control"), Some("no-store"));
-    let messages = serde_json::from_str(&answer.body).unwrap();
-    (messages, answer.field("wscast-resumed") == Some("true"))
-}
-
-#[tokio::test]
-async fn the_history_can_be_read() {
-    let server = TestServer::quiet(|config| config.history.limit = 3).await;
-    let mut publisher = server.raw_websocket().await;
-    // The first four, in one write, are one batch, of which the history remembers two messages.
-    for texts in [&["1", "2", "3", "4"][..], &["5"]] {
-        let frames = texts.iter().map(|text| frame(FIN | TEXT, text.as_bytes()));
-        publisher.send(frames.collect::<Vec<_>>().concat()).await;
-        for _ in texts {
-            publisher.read_frame().await;
-        }
-    }
-    let (all, resumed) = history(&server, "").await;
-    let texts: Vec<&Value> = all.iter().map(|it| &it["text"]).collect();
-    assert_eq!(texts, ["3", "4", "5"]);
-    assert!(!resumed);
-    assert_eq!(all[0]["type"], "message");
-    let id = all[0]["id"].as_str().unwrap();
-    let since = format!("&since={id}");
-    assert_eq!(history(&server, &since).await, (all[1..].to_vec(), true));
-    assert_eq!(
-        history(&server, &format!("{since}&limit=1")).await.0,
-        all[1..2]
-    );
-    assert_eq!(history(&server, "&limit=2").await.0, all[..2]);
-    assert_eq!(history(&server, "&since=1-1").await, (all, false));
-}
-
-#[tokio::test]
-async fn an_invalid_history_query_is_refused_with_the_reason() {
-    let server = TestServer::quiet(|_| {}).await;
-    for query in ["&since=x", "&limit=0", "&limit=-1", "&limit=many"] {
-        let answer = server
-            .request(&format!("GET /?history{query}"), "", "")
-            .await;
-        let lines = answer.body.lines().count();
-        assert_eq!((answer.code, lines), (400, 1), "{query}: {answer:?}");
-    }
-}
-
-#[tokio::test]
-async fn reading_a_room_does_not_create_it() {
-    let server = TestServer::quiet(|_| {}).await;
-    let answer = server.request("GET /nowhere?history", "", "").await;
-    assert_eq!((answer.code, answer.body.as_str()), (200, "[\n]\n"));
-    let stream = "Accept: text/event-stream\r\n";
-    for (path, more) in [("/?history", ""), ("/", stream)] {
-        let answer = server.request(&format!("HEAD {path}"), more, "").await;
-        assert_eq!((answer.code, answer.body.as_str()), (200, ""), "{path}");
-    }
-    assert_eq!(server.monitor.rooms(), 0);
-}
-
 /// A server that asks for receipts only when a publisher waits for them.
 async fn without_heartbeat() -> TestServer {
     TestServer::quiet(|config| config.times.ping_interval = millis(0)).await
