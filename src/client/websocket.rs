@@ -305,6 +305,7 @@ impl<S: Transport> WebSocket<S> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::future::pending;
     use std::io::IoSlice;
     use std::task::Waker;
     use std::time::Duration;
@@ -427,6 +428,18 @@ pub(crate) mod tests {
             }
         }
 
+        fn poll_read_closed(&self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
+
+        fn broken(&self) -> impl Future<Output = io::Error> + Send {
+            pending()
+        }
+
+        fn try_read_anyway(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
         fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
             write_now(self, slices)
         }
@@ -442,6 +455,18 @@ pub(crate) mod tests {
     impl Transport for DuplexStream {
         fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
             Poll::Ready(())
+        }
+
+        fn poll_read_closed(&self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
+
+        fn broken(&self) -> impl Future<Output = io::Error> + Send {
+            pending()
+        }
+
+        fn try_read_anyway(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
         }
 
         fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
