@@ -87,7 +87,8 @@ impl Server {
     /// One line that names the option and the remedy.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         config.validate().map_err(|message| anyhow!(message))?;
-        let listeners = listen(&config.listening.host, config.listening.port).await?;
+        let listening = &config.listening;
+        let listeners = listen(&listening.host, listening.port, &config.times).await?;
         let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
         let only_local = addresses.all(|it| it.ip().to_canonical().is_loopback());
         let hub = Arc::new(Hub::new(&config, Store::memory()));

@@ -2,22 +2,31 @@
 
 use std::io;
 use std::net::SocketAddr;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tracing::warn;
 
+use crate::config::Times;
 use crate::transport::port_owner;
 
 /// Connections that may wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;
 
 /// Listens on every address of `host`; with port 0, on one port that is free on all of them. An
-/// address that fails is only logged if another one works.
+/// address that fails is only logged if another one works. `times` decide when the kernel gives a
+/// peer up.
 ///
 /// # Errors
 /// One line that names the option and the remedy.
-pub(crate) async fn listen(host: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
+pub(crate) async fn listen(
+    host: &str,
+    port: u16,
+    times: &Times,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let listen_on = |address| listen_on(address, times);
     let addresses = resolve(host, port).await?;
     // A port that is free on one address may be taken on the next.
     let tries = if port == 0 { 16 } else { 1 };
@@ -98,7 +107,7 @@ fn failure(address: SocketAddr, error: &io::Error) -> anyhow::Error {
 #[cfg(target_os = "linux")]
 const UNSENT_MAX: u32 = 64 * 1024;
 
-fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen_on(address: SocketAddr, times: &Times) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -107,14 +116,52 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     // Accepted sockets inherit these options.
     socket.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
-    socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
+    {
+        socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
+        if false { give_up_vanished_peers(&socket, times)?; }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = times;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// How much longer than `--write-timeout` the kernel waits for a peer that acknowledges nothing, or
+/// lets nothing be sent: the server, which knows a reason, comes first.
+#[cfg(target_os = "linux")]
+const LONGER_THAN_OURS: Duration = Duration::from_secs(5);
+
+/// The longest wait that the kernel takes.
+#[cfg(target_os = "linux")]
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// Has the kernel break connections whose peer vanished; without pings it asks idle ones itself.
+#[cfg(target_os = "linux")]
+fn give_up_vanished_peers(socket: &TcpSocket, times: &Times) -> io::Result<()> {
+    let socket = socket2::SockRef::from(socket);
+    let mut patience = (times.write_timeout.get() + LONGER_THAN_OURS).min(LONGEST);
+    if times.ping_interval.is_zero() {
+        let (idle, pause) = (Duration::from_secs(30), Duration::from_secs(10));
+        let probes = socket2::TcpKeepalive::new()
+            .with_time(idle)
+            .with_interval(pause)
+            .with_retries(2);
+        socket.set_tcp_keepalive(&probes)?;
+        // The kernel does not count probes where this time is set. It is over between the second
+        // probe and the third, so that one lost packet does not break the connection.
+        patience = patience.max(idle + pause + pause / 2);
+    }
+    socket.set_tcp_user_timeout(Some(patience))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Time};
+
+    fn times() -> Times {
+        Config::with(|_| {}).times
+    }
 
     fn loopback() -> [SocketAddr; 2] {
         ["[::1]:0", "127.0.0.1:0"].map(|it| it.parse().unwrap())
@@ -126,7 +173,7 @@ mod tests {
         for number in [97, 13, 1, 99] {
             let refusing = |address: SocketAddr| match address.is_ipv6() {
                 true => Err(io::Error::from_raw_os_error(number)),
-                false => listen_on(address),
+                false => listen_on(address, &times()),
             };
             let listeners = listen_on_all(&loopback(), refusing).unwrap();
             assert_eq!(listeners.len(), 1);
@@ -137,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_use_does_stop_the_others() {
         let refusing = |address: SocketAddr| match address.is_ipv6() {
-            true => listen_on(address),
+            true => listen_on(address, &times()),
             false => Err(io::ErrorKind::AddrInUse.into()),
         };
         let v4_first: Vec<_> = loopback().into_iter().rev().collect();
@@ -161,5 +208,35 @@ mod tests {
             panic!("no IPv6 address")
         };
         assert_eq!((address.scope_id(), address.port()), (1, 80));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn accepted_sockets_give_up_vanished_peers_soon_after_the_write_timeout() {
+        let seconds = Duration::from_secs;
+        for (ping_interval, write_timeout, patience) in [
+            (10, 10, seconds(15)),
+            (10, 365 * 86400, LONGEST),
+            (0, 10, seconds(45)),
+            (0, 60, seconds(65)),
+        ] {
+            let mut times = times();
+            times.ping_interval = Time::from(seconds(ping_interval));
+            times.write_timeout = Time::from(seconds(write_timeout));
+            let [listener] = &listen("127.0.0.1", 0, &times).await.unwrap()[..] else {
+                panic!("127.0.0.1 is one address")
+            };
+            let peer = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+            let (accepted, _peer) = tokio::join!(listener.accept(), peer);
+            let accepted = accepted.unwrap().0;
+            let socket = socket2::SockRef::from(&accepted);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(patience));
+            assert_eq!(socket.keepalive().unwrap(), ping_interval == 0);
+            if ping_interval == 0 {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), seconds(30));
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), seconds(10));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 2);
+            }
+        }
     }
 }

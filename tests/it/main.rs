@@ -8,6 +8,7 @@ mod chromium;
 mod cli;
 mod contract;
 mod drain;
+mod event_streams;
 mod harness;
 mod history;
 mod http;
