@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
 use smallvec::smallvec;
-use tokio::io::AsyncReadExt;
 use tokio::select;
 use tokio::time::{Instant, Interval, interval_at, timeout};
 use tracing::Span;
@@ -20,6 +19,7 @@ use crate::disconnect::Disconnect;
 use crate::format::{self, Chunk, Event, Format, Outbox};
 use crate::hub::Membership;
 use crate::transport::Transport;
+use crate::transport::read::with_buffer;
 use crate::transport::write::{linger, write};
 
 /// One event stream; a single task writes to its socket.
@@ -33,8 +33,8 @@ pub(crate) struct EventStream<S> {
     record: ConnectionRecord,
 }
 
-/// A comment line, so that proxies do not close a quiet stream.
-const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
+/// A comment line: keeps proxies from closing a quiet stream, and shows whether the client is there.
+const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
 /// Sent on shutdown: `EventSource` reconnects after one second.
 const RECONNECT: Bytes = Bytes::from_static(b"retry: 1000\n\n");
@@ -65,6 +65,8 @@ impl<S: Transport> EventStream<S> {
         if matches!(why, Disconnect::ShuttingDown) {
             self.outbox = smallvec![RECONNECT.into()];
             if self.write().await.is_ok() {
+                // Stray bytes that stay unread would turn the end into a reset.
+                with_buffer(|unread| self.stream.try_read_anyway(unread).ok());
                 let limit = self.settings.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
             }
@@ -84,7 +86,7 @@ impl<S: Transport> EventStream<S> {
         let pause = self.settings.times.ping_interval;
         let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
         let mut heartbeats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
-        let (mut discarded, mut reads) = ([0; 64], true);
+        let mut half_closed = false;
         loop {
             select! {
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
@@ -92,15 +94,18 @@ impl<S: Transport> EventStream<S> {
                     self.write().await?;
                 }
                 Some(_) = OptionFuture::from(heartbeats.as_mut().map(Interval::tick)) => {
-                    self.outbox.push(HEARTBEAT.into());
+                    self.outbox.push(COMMENT.into());
                     self.write().await?;
                 }
-                // An event stream client sends nothing: a read only detects the end of the connection.
-                // After unexpected bytes reads stop, and the next write detects the end.
-                read = self.stream.read(&mut discarded), if reads => match read {
-                    Ok(0) => return Err(Disconnect::Gone),
-                    Ok(_) => reads = false,
-                    Err(error) => return Err(Disconnect::from_io(error)),
+                // What the client sends is never read: it has nothing to say. If it has closed, it
+                // answers the comment with a reset; if it has only half-closed, it reads on.
+                () = poll_fn(|cx| self.stream.poll_read_closed(cx)), if !half_closed => {
+                    half_closed = true;
+                    self.outbox.push(COMMENT.into());
+                    self.write().await?;
+                }
+                error = self.stream.broken(), if half_closed => {
+                    return Err(Disconnect::from_io(error));
                 }
             }
         }

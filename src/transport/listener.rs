@@ -118,7 +118,7 @@ fn listen_on(address: SocketAddr, times: &Times) -> io::Result<TcpListener> {
     #[cfg(target_os = "linux")]
     {
         socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
-        if false { give_up_vanished_peers(&socket, times)?; }
+        give_up_vanished_peers(&socket, times)?;
     }
     #[cfg(not(target_os = "linux"))]
     let _ = times;
