@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use slab::Slab;
-use tokio::sync::mpsc;
 
 use super::history::History;
 use super::queue::{self, Batches, Bound, Sender};
-use super::receipts::Receipts;
+use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
 use crate::config::{self, Limits, Mode};
 use crate::format::{Batch, Format, Frames};
@@ -24,6 +23,7 @@ pub(crate) struct Room {
     pub(super) mode: Mode,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
+    pub(super) receipts: Receipts,
     /// Memory of this room's history, readable without the lock.
     pub(super) bytes: AtomicUsize,
     /// The rank by these bytes in the hub.
@@ -37,6 +37,8 @@ pub(super) struct Log {
     pub(super) epoch: u64,
     pub(super) history: History,
     pub(super) registry: Slab<Member>,
+    /// How many of the registry can acknowledge messages; an event stream cannot.
+    pub(super) acknowledging: usize,
     /// The clients that read from the history: the next message, and the key.
     pub(super) behind: BTreeSet<(u64, usize)>,
     pub(super) sealed: bool,
@@ -48,10 +50,6 @@ pub(super) struct Member {
     pub(super) sender: Sender,
     /// Sequence number of the next message to read from the history; none while the queue is live.
     pub(super) behind: Option<u64>,
-    /// Sequence number of the first message after the join.
-    pub(super) joined_at: u64,
-    /// Whether it can acknowledge messages; an event stream cannot.
-    pub(super) acknowledges: bool,
 }
 
 /// How a client subscribes to a room.
@@ -146,9 +144,11 @@ impl Room {
                 epoch,
                 history,
                 registry: Slab::new(),
+                acknowledging: 0,
                 behind: BTreeSet::new(),
                 sealed: false,
             }),
+            receipts: Receipts::default(),
             bytes: AtomicUsize::new(0),
             rank: AtomicUsize::new(0),
             total,
@@ -160,7 +160,34 @@ impl Room {
     /// # Errors
     /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
     pub(crate) fn deliver(&self, frames: Frames) -> Result<Delivery, Sealed> {
+        self.append(&mut self.log.lock(), frames)
+    }
+
+    /// As [`deliver`](Self::deliver), and requests a receipt for the last of the messages from every
+    /// client that can acknowledge.
+    ///
+    /// # Errors
+    /// As [`deliver`](Self::deliver).
+    pub(crate) fn deliver_with_receipts(
+        self: &Arc<Self>,
+        frames: Frames,
+    ) -> Result<(Delivery, Collector), Sealed> {
         let mut log = self.log.lock();
+        if log.sealed {
+            return Err(Sealed);
+        }
+        let seq = log.history.next() + frames.payloads().len() as u64 - 1;
+        // Before the clients can read the message, which makes them look for requests.
+        self.receipts.expect(seq, log.acknowledging);
+        let collector = Collector {
+            room: self.clone(),
+            seq,
+            clients: log.registry.len(),
+        };
+        Ok((self.append(&mut log, frames)?, collector))
+    }
+
+    fn append(&self, log: &mut Log, frames: Frames) -> Result<Delivery, Sealed> {
         if log.sealed {
             return Err(Sealed);
         }
@@ -171,7 +198,6 @@ impl Room {
         let batch = Arc::new(Batch::new(first, frames));
         let mut queues = 0;
         if self.mode == Mode::Broadcast {
-            let log = &mut *log;
             for (key, member) in &mut log.registry {
                 if member.behind.is_some() {
                     continue;
@@ -202,9 +228,9 @@ impl Room {
         let key = log.registry.insert(Member {
             sender,
             behind: None,
-            joined_at,
-            acknowledges: follow.format != Format::EventStream,
         });
+        let unacknowledged = Unacknowledged::new(follow.format, joined_at);
+        log.acknowledging += usize::from(unacknowledged.is_possible());
         log.set_behind(key, Some(start.next));
         let mut subscription = Subscription {
             room: self.clone(),
@@ -214,7 +240,7 @@ impl Room {
             format: follow.format,
             source: Source::History,
             missed: 0,
-            ping_requested: false,
+            unacknowledged,
             next: start.next,
             last: None,
             joined_at,
@@ -234,23 +260,6 @@ impl Room {
             log.history.batches_from(start.next).cloned().collect(),
             start,
         )
-    }
-
-    /// Requests a receipt from every client that joined before the message with the sequence number
-    /// `seq` and can acknowledge.
-    pub(crate) fn ask_receipts(&self, seq: u64) -> Receipts {
-        let log = self.log.lock();
-        let (sender, answers) = mpsc::channel(log.registry.len().max(1));
-        let mut clients = 0;
-        for (_, member) in &log.registry {
-            if member.joined_at <= seq {
-                clients += 1;
-                if member.acknowledges {
-                    member.sender.ask_receipt(seq, sender.clone());
-                }
-            }
-        }
-        Receipts { clients, answers }
     }
 
     /// How many clients the room has.
