@@ -79,9 +79,7 @@ impl Routes {
         let id = batch.last_id();
         let (clients, delivered) = match receipts {
             None => (guard.room().clients(), None),
-            Some((collector, limit)) => {
-                (collector.clients(), Some(collector.collect(limit).await))
-            }
+            Some((collector, limit)) => (collector.clients(), Some(collector.collect(limit).await)),
         };
         Ok(Published {
             id: id.to_string(),

@@ -323,7 +323,7 @@ impl Drop for Room {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
 
     use proptest::prelude::*;
 
@@ -349,7 +349,7 @@ mod tests {
         Room::new(service.mode, history, limits, epoch, total)
     }
 
-    fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
+    pub(crate) fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
         Config::with(|config| {
             config.service.mode = mode;
             config.history.limit = history_limit;
@@ -359,14 +359,14 @@ mod tests {
     }
 
     /// A room whose messages are their own numbers: 1, 2, 3 …
-    struct Numbers {
-        room: Arc<Room>,
+    pub(crate) struct Numbers {
+        pub(crate) room: Arc<Room>,
         plain: Plain,
-        last: u64,
+        pub(crate) last: u64,
     }
 
     impl Numbers {
-        fn new(config: &Config) -> Self {
+        pub(crate) fn new(config: &Config) -> Self {
             Self {
                 room: Arc::new(new_room(config, 1, Arc::default())),
                 plain: Plain::new(&config.service),
@@ -374,16 +374,30 @@ mod tests {
             }
         }
 
-        fn publish(&mut self, count: u64) {
-            let numbers = self.last + 1..=self.last + count;
+        pub(crate) fn publish(&mut self, count: u64) {
+            let frames = self.encode(count);
+            let batch = self.room.deliver(frames).unwrap().batch;
+            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
+            self.last += count;
+        }
+
+        /// Publishes one message, and requests receipts for it.
+        pub(crate) fn publish_with_receipts(&mut self) -> Collector {
+            let frames = self.encode(1);
+            let (delivery, collector) = self.room.deliver_with_receipts(frames).unwrap();
+            self.last += 1;
+            assert_eq!(delivery.batch.last_id().seq, self.last);
+            collector
+        }
+
+        /// The next `count` messages.
+        fn encode(&self, count: u64) -> Frames {
             let mut builder = BatchBuilder::default();
-            for number in numbers {
+            for number in self.last + 1..=self.last + count {
                 let text = number.to_string();
                 self.plain.encode(Kind::Text, text.as_bytes(), &mut builder);
             }
-            let batch = self.room.deliver(builder.take().unwrap()).unwrap().batch;
-            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
-            self.last += count;
+            builder.take().unwrap()
         }
 
         /// How many queues are live.
@@ -575,67 +589,6 @@ mod tests {
         for is_ok in [true, true, false] {
             let given = subscription.poll_next(&mut cx, &mut frames);
             assert!(matches!(given, Poll::Ready(given) if given.is_ok() == is_ok));
-        }
-    }
-
-    /// The clients asked, the receipts so far, and whether more may come.
-    fn receipts(mut receipts: Receipts) -> (usize, usize, bool) {
-        let mut given = 0;
-        loop {
-            match receipts.answers.try_recv() {
-                Ok(()) => given += 1,
-                Err(error) => {
-                    let open = error == mpsc::error::TryRecvError::Empty;
-                    return (receipts.clients, given, open);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_receipt_from_a_client_behind_is_requested_once_it_has_the_message() {
-        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 1));
-        let mut slow = room.room.subscribe(Follow::default()).0;
-        (0..5).for_each(|_| room.publish(1));
-        let waiting = room.room.ask_receipts(5);
-        let (late, _) = room.room.subscribe(Follow::default());
-        let mut frames = Outbox::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut pings = Vec::new();
-        while let Poll::Ready(given) = slow.poll_next(&mut cx, &mut frames) {
-            given.unwrap();
-            if slow.take_ping_request() {
-                pings.push(slow.last().unwrap().seq);
-            }
-        }
-        assert_eq!(pings, [5]);
-        let id = |seq| MessageId { epoch: 1, seq };
-        // Ignored: a message not yet yielded, and another log.
-        slow.acknowledge(id(6));
-        slow.acknowledge(MessageId { epoch: 2, seq: 5 });
-        slow.acknowledge(id(4));
-        slow.acknowledge(id(5));
-        drop(late);
-        assert_eq!(receipts(waiting), (1, 1, false));
-    }
-
-    #[test]
-    fn messages_in_a_gap_are_neither_acknowledged_nor_waited_for() {
-        let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
-        let follow = Follow {
-            format: Format::Json,
-            since: None,
-        };
-        let mut slow = room.room.subscribe(follow).0;
-        (0..4).for_each(|_| room.publish(1));
-        let waiting = [3, 4].map(|seq| room.room.ask_receipts(seq));
-        room.room.trim_to(0);
-        assert_eq!(events(&mut slow), ["1", "gap 3"]);
-        room.publish(1);
-        assert_eq!(events(&mut slow), ["5"]);
-        slow.acknowledge(MessageId { epoch: 1, seq: 5 });
-        for waiting in waiting {
-            assert_eq!(receipts(waiting), (1, 0, false));
         }
     }
 

@@ -21,12 +21,22 @@ async fn silent_clients(server: SocketAddr, count: usize) -> Vec<RawClient> {
 
 /// Publishes on `count` connections, each of which then waits for receipts.
 async fn posts(server: SocketAddr, count: usize, limit: &str) -> Vec<RawClient> {
+    let wait = if std::env::var("NOWAIT").is_ok() {
+        "?x"
+    } else {
+        "?wait=delivered"
+    };
     let request = format!(
-        "POST /?wait=delivered&timeout={limit} HTTP/1.1\r\nHost: localhost\r\n\
+        "POST /{wait}&timeout={limit} HTTP/1.1\r\nHost: localhost\r\n\
          Connection: close\r\nContent-Length: 4\r\n\r\npost"
     );
     let mut publishers = Vec::new();
-    for _ in 0..count {
+    let pace: u64 = std::env::var("PACE").map_or(0, |it| it.parse().unwrap());
+    let start = Instant::now();
+    for i in 0..count {
+        if pace > 0 {
+            tokio::time::sleep_until(start + Duration::from_micros(pace * i as u64)).await;
+        }
         let mut publisher = RawClient::connect(server).await;
         publisher.send(&request).await;
         publishers.push(publisher);
@@ -42,7 +52,12 @@ async fn thousands_of_publishers_that_wait_for_silent_clients_delay_no_other_cli
         Ok(path) => {
             let mut command = tokio::process::Command::new(path);
             command.args("--host 127.0.0.1 --port 0 --mode broadcast --ping-interval 0".split(' '));
-            command.env_clear().stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+            command
+                .env_clear()
+                .stdin(std::process::Stdio::null())
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::piped())
+                .kill_on_drop(true);
             command
         }
         Err(_) => wscast("--host 127.0.0.1 --port 0 --mode broadcast --ping-interval 0"),
@@ -54,17 +69,30 @@ async fn thousands_of_publishers_that_wait_for_silent_clients_delay_no_other_cli
     let mut sender = Client::connect(address, "/").await.unwrap().0;
     let mut receiver = Client::connect(address, "/").await.unwrap().0;
     let receive = tokio::spawn(async move {
-        loop { sender_drain(&mut receiver).await; }
+        loop {
+            sender_drain(&mut receiver).await;
+        }
     });
     let cpu = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.id())).unwrap();
-        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let fields: Vec<_> = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .collect();
         (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) as f64 / 100.0
     };
     let before = cpu();
     let start = Instant::now();
-    let publishing = tokio::spawn(async move { let it = posts(address, count, "5").await; eprintln!("posted after {:?}", start.elapsed()); it });
-    let mut tick = interval(Duration::from_millis(100));
+    let publishing = tokio::spawn(async move {
+        let it = posts(address, count, "5").await;
+        eprintln!("posted after {:?}", start.elapsed());
+        it
+    });
+    let mut tick = interval(Duration::from_millis(
+        std::env::var("TICK").map_or(100, |it| it.parse().unwrap()),
+    ));
     let mut times = Vec::new();
     while start.elapsed() < Duration::from_secs(4) || !publishing.is_finished() {
         tick.tick().await;
@@ -81,7 +109,12 @@ async fn thousands_of_publishers_that_wait_for_silent_clients_delay_no_other_cli
     eprintln!("{last:?} after {:?}", start.elapsed());
     let mut worst = times.clone();
     worst.sort();
-    eprintln!("worst {:?}, median {:?}, cpu {:.2}", worst.last().unwrap(), worst[worst.len() / 2], cpu() - before);
+    eprintln!(
+        "worst {:?}, median {:?}, cpu {:.2}",
+        worst.last().unwrap(),
+        worst[worst.len() / 2],
+        cpu() - before
+    );
     receive.abort();
     drop(silent);
 }
