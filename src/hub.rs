@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::config::{Config, History, Limits, Service};
 use crate::format::{Frames, Plain};
 use crate::room::reader::{Part, Reader};
-use crate::room::{Delivery, Follow, Room, Sealed};
+use crate::room::{Collector, Delivery, Follow, Room, Sealed};
 use crate::store::Store;
 use ranking::{Ranked, Ranking};
 
@@ -259,6 +259,19 @@ impl RoomGuard {
         let delivery = self.room.deliver(frames)?;
         self.hub.settle(&self.room);
         Ok(delivery)
+    }
+
+    /// As [`publish`](Self::publish), and requests receipts for the last of the messages.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub(crate) fn publish_with_receipts(
+        &self,
+        frames: Frames,
+    ) -> Result<(Delivery, Collector), Sealed> {
+        let published = self.room.deliver_with_receipts(frames)?;
+        self.hub.settle(&self.room);
+        Ok(published)
     }
 }
 

@@ -10,4 +10,5 @@ pub(crate) mod subscription;
 
 pub(crate) use log::{Delivery, Follow, Room, Sealed, Start};
 pub(crate) use name::RoomName;
+pub(crate) use receipts::Collector;
 pub(crate) use subscription::Subscription;

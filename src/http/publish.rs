@@ -21,7 +21,7 @@ use crate::client::budget::Share;
 use crate::client::message_log;
 use crate::format::BatchBuilder;
 use crate::hub::JoinError;
-use crate::room::RoomName;
+use crate::room::{Delivery, RoomName};
 
 /// The answer to a POST that is published.
 #[derive(Debug, Serialize)]
@@ -79,30 +79,35 @@ impl Routes {
         if self.settings.log_messages {
             message_log::received(&Span::current(), &frames);
         }
-        let batch = guard.publish(frames).map_err(|_| JoinError::Sealed)?.batch;
+        let sealed = |_| JoinError::Sealed;
+        let (Delivery { batch, .. }, receipts) = match wait {
+            None => (guard.publish(frames).map_err(sealed)?, None),
+            Some(limit) => {
+                let published = guard.publish_with_receipts(frames);
+                let (delivery, collector) = published.map_err(sealed)?;
+                (delivery, Some((collector, limit)))
+            }
+        };
         if self.settings.log_messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }
         let id = batch.last_id();
-        let Some(wait) = wait else {
-            let clients = guard.room().clients();
-            return Ok(Published {
-                id: id.to_string(),
-                clients,
-                delivered: None,
-            });
-        };
-        let receipts = guard.room().ask_receipts(id.seq);
-        let clients = receipts.clients();
-        // A publisher that has hung up would keep its place; one that has half-closed gets its answer now.
-        let delivered = select! {
-            delivered = receipts.collect(wait) => delivered,
-            () = publisher.closed() => 0,
+        let (clients, delivered) = match receipts {
+            None => (guard.room().clients(), None),
+            Some((collector, limit)) => {
+                // A publisher that has hung up would keep its place; one that has half-closed gets its
+                // answer now.
+                select! {
+                    _ = collector.collect(limit) => {}
+                    () = publisher.closed() => {}
+                }
+                (collector.clients(), Some(collector.delivered()))
+            }
         };
         Ok(Published {
             id: id.to_string(),
             clients,
-            delivered: Some(delivered),
+            delivered,
         })
     }
 

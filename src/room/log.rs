@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use slab::Slab;
-use tokio::sync::mpsc;
 
 use super::history::History;
 use super::queue::{self, Batches, Bound, Sender};
-use super::receipts::Receipts;
+use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
 use crate::config::{self, Limits, Mode};
 use crate::format::{Batch, Format, Frames};
@@ -24,6 +23,7 @@ pub(crate) struct Room {
     pub(super) mode: Mode,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
+    pub(super) receipts: Receipts,
     /// Memory of this room's history, readable without the lock.
     pub(super) bytes: AtomicUsize,
     /// The rank by these bytes in the hub.
@@ -37,6 +37,8 @@ pub(super) struct Log {
     pub(super) epoch: u64,
     pub(super) history: History,
     pub(super) registry: Slab<Member>,
+    /// How many of the registry can acknowledge messages; an event stream cannot.
+    pub(super) acknowledging: usize,
     /// The clients that read from the history: the next message, and the key.
     pub(super) behind: BTreeSet<(u64, usize)>,
     pub(super) sealed: bool,
@@ -48,10 +50,6 @@ pub(super) struct Member {
     pub(super) sender: Sender,
     /// Sequence number of the next message to read from the history; none while the queue is live.
     pub(super) behind: Option<u64>,
-    /// Sequence number of the first message after the join.
-    pub(super) joined_at: u64,
-    /// Whether it can acknowledge messages; an event stream cannot.
-    pub(super) acknowledges: bool,
 }
 
 /// How a client subscribes to a room.
@@ -146,9 +144,11 @@ impl Room {
                 epoch,
                 history,
                 registry: Slab::new(),
+                acknowledging: 0,
                 behind: BTreeSet::new(),
                 sealed: false,
             }),
+            receipts: Receipts::default(),
             bytes: AtomicUsize::new(0),
             rank: AtomicUsize::new(0),
             total,
@@ -160,7 +160,34 @@ impl Room {
     /// # Errors
     /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
     pub(crate) fn deliver(&self, frames: Frames) -> Result<Delivery, Sealed> {
+        self.append(&mut self.log.lock(), frames)
+    }
+
+    /// As [`deliver`](Self::deliver), and requests a receipt for the last of the messages from every
+    /// client that can acknowledge.
+    ///
+    /// # Errors
+    /// As [`deliver`](Self::deliver).
+    pub(crate) fn deliver_with_receipts(
+        self: &Arc<Self>,
+        frames: Frames,
+    ) -> Result<(Delivery, Collector), Sealed> {
         let mut log = self.log.lock();
+        if log.sealed {
+            return Err(Sealed);
+        }
+        let seq = log.history.next() + frames.payloads().len() as u64 - 1;
+        // Before the clients can read the message, which makes them look for requests.
+        self.receipts.expect(seq, log.acknowledging);
+        let collector = Collector {
+            room: self.clone(),
+            seq,
+            clients: log.registry.len(),
+        };
+        Ok((self.append(&mut log, frames)?, collector))
+    }
+
+    fn append(&self, log: &mut Log, frames: Frames) -> Result<Delivery, Sealed> {
         if log.sealed {
             return Err(Sealed);
         }
@@ -171,7 +198,6 @@ impl Room {
         let batch = Arc::new(Batch::new(first, frames));
         let mut queues = 0;
         if self.mode == Mode::Broadcast {
-            let log = &mut *log;
             for (key, member) in &mut log.registry {
                 if member.behind.is_some() {
                     continue;
@@ -202,9 +228,9 @@ impl Room {
         let key = log.registry.insert(Member {
             sender,
             behind: None,
-            joined_at,
-            acknowledges: follow.format != Format::EventStream,
         });
+        let unacknowledged = Unacknowledged::new(follow.format, joined_at);
+        log.acknowledging += usize::from(unacknowledged.is_possible());
         log.set_behind(key, Some(start.next));
         let mut subscription = Subscription {
             room: self.clone(),
@@ -214,7 +240,7 @@ impl Room {
             format: follow.format,
             source: Source::History,
             missed: 0,
-            ping_requested: false,
+            unacknowledged,
             next: start.next,
             last: None,
             joined_at,
@@ -223,23 +249,6 @@ impl Room {
         // The only error here is that of a sealed room, which the first poll returns again.
         subscription.read_history(&mut log).ok();
         (subscription, start)
-    }
-
-    /// Requests a receipt from every client that joined before the message with the sequence number
-    /// `seq` and can acknowledge.
-    pub(crate) fn ask_receipts(&self, seq: u64) -> Receipts {
-        let log = self.log.lock();
-        let (sender, answers) = mpsc::channel(log.registry.len().max(1));
-        let mut clients = 0;
-        for (_, member) in &log.registry {
-            if member.joined_at <= seq {
-                clients += 1;
-                if member.acknowledges {
-                    member.sender.ask_receipt(seq, sender.clone());
-                }
-            }
-        }
-        Receipts { clients, answers }
     }
 
     /// How many clients the room has.
@@ -303,7 +312,7 @@ impl Drop for Room {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
 
     use proptest::prelude::*;
 
@@ -329,7 +338,7 @@ mod tests {
         Room::new(service.mode, history, limits, epoch, total)
     }
 
-    fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
+    pub(crate) fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
         Config::with(|config| {
             config.service.mode = mode;
             config.history.limit = history_limit;
@@ -339,14 +348,14 @@ mod tests {
     }
 
     /// A room whose messages are their own numbers: 1, 2, 3 …
-    struct Numbers {
-        room: Arc<Room>,
+    pub(crate) struct Numbers {
+        pub(crate) room: Arc<Room>,
         plain: Plain,
-        last: u64,
+        pub(crate) last: u64,
     }
 
     impl Numbers {
-        fn new(config: &Config) -> Self {
+        pub(crate) fn new(config: &Config) -> Self {
             Self {
                 room: Arc::new(new_room(config, 1, Arc::default())),
                 plain: Plain::new(&config.service),
@@ -354,16 +363,30 @@ mod tests {
             }
         }
 
-        fn publish(&mut self, count: u64) {
-            let numbers = self.last + 1..=self.last + count;
+        pub(crate) fn publish(&mut self, count: u64) {
+            let frames = self.encode(count);
+            let batch = self.room.deliver(frames).unwrap().batch;
+            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
+            self.last += count;
+        }
+
+        /// Publishes one message, and requests receipts for it.
+        pub(crate) fn publish_with_receipts(&mut self) -> Collector {
+            let frames = self.encode(1);
+            let (delivery, collector) = self.room.deliver_with_receipts(frames).unwrap();
+            self.last += 1;
+            assert_eq!(delivery.batch.last_id().seq, self.last);
+            collector
+        }
+
+        /// The next `count` messages.
+        fn encode(&self, count: u64) -> Frames {
             let mut builder = BatchBuilder::default();
-            for number in numbers {
+            for number in self.last + 1..=self.last + count {
                 let text = number.to_string();
                 self.plain.encode(Kind::Text, text.as_bytes(), &mut builder);
             }
-            let batch = self.room.deliver(builder.take().unwrap()).unwrap().batch;
-            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
-            self.last += count;
+            builder.take().unwrap()
         }
 
         /// How many queues are live.
@@ -563,67 +586,6 @@ mod tests {
         for is_ok in [true, true, false] {
             let given = subscription.poll_next(&mut cx, &mut frames);
             assert!(matches!(given, Poll::Ready(given) if given.is_ok() == is_ok));
-        }
-    }
-
-    /// The clients asked, the receipts so far, and whether more may come.
-    fn receipts(mut receipts: Receipts) -> (usize, usize, bool) {
-        let mut given = 0;
-        loop {
-            match receipts.answers.try_recv() {
-                Ok(()) => given += 1,
-                Err(error) => {
-                    let open = error == mpsc::error::TryRecvError::Empty;
-                    return (receipts.clients, given, open);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_receipt_from_a_client_behind_is_requested_once_it_has_the_message() {
-        let mut room = Numbers::new(&config(Mode::Broadcast, 100, 1));
-        let mut slow = room.room.subscribe(Follow::default()).0;
-        (0..5).for_each(|_| room.publish(1));
-        let waiting = room.room.ask_receipts(5);
-        let (late, _) = room.room.subscribe(Follow::default());
-        let mut frames = Outbox::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut pings = Vec::new();
-        while let Poll::Ready(given) = slow.poll_next(&mut cx, &mut frames) {
-            given.unwrap();
-            if slow.take_ping_request() {
-                pings.push(slow.last().unwrap().seq);
-            }
-        }
-        assert_eq!(pings, [5]);
-        let id = |seq| MessageId { epoch: 1, seq };
-        // Ignored: a message not yet yielded, and another log.
-        slow.acknowledge(id(6));
-        slow.acknowledge(MessageId { epoch: 2, seq: 5 });
-        slow.acknowledge(id(4));
-        slow.acknowledge(id(5));
-        drop(late);
-        assert_eq!(receipts(waiting), (1, 1, false));
-    }
-
-    #[test]
-    fn messages_in_a_gap_are_neither_acknowledged_nor_waited_for() {
-        let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
-        let follow = Follow {
-            format: Format::Json,
-            since: None,
-        };
-        let mut slow = room.room.subscribe(follow).0;
-        (0..4).for_each(|_| room.publish(1));
-        let waiting = [3, 4].map(|seq| room.room.ask_receipts(seq));
-        room.room.trim_to(0);
-        assert_eq!(events(&mut slow), ["1", "gap 3"]);
-        room.publish(1);
-        assert_eq!(events(&mut slow), ["5"]);
-        slow.acknowledge(MessageId { epoch: 1, seq: 5 });
-        for waiting in waiting {
-            assert_eq!(receipts(waiting), (1, 0, false));
         }
     }
 

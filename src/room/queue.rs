@@ -4,13 +4,11 @@
 //! tokio's channel has no bound in bytes, and costs several times the memory and time for each client.
 
 use std::mem;
-use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
 
 use crate::format::Batch;
 
@@ -57,10 +55,6 @@ struct State {
     bytes: usize,
     live: bool,
     client: Option<Waker>,
-    /// Whether a publisher requested a receipt since the last receive.
-    ping_requested: bool,
-    /// The publishers that wait for the acknowledgement of a sequence number.
-    receipts: Vec<(u64, mpsc::Sender<()>)>,
 }
 
 impl Sender {
@@ -86,16 +80,6 @@ impl Sender {
         state.live = false;
         state.wake();
     }
-
-    /// Requests a receipt, through `sender`, for all messages up to the sequence number `seq`; without
-    /// one, `sender` is dropped when the client leaves.
-    pub(crate) fn ask_receipt(&self, seq: u64, sender: mpsc::Sender<()>) {
-        let mut state = self.0.lock();
-        state.receipts.retain(|(_, sender)| !sender.is_closed());
-        state.receipts.push((seq, sender));
-        state.ping_requested = true;
-        state.wake();
-    }
 }
 
 impl Receiver {
@@ -117,15 +101,11 @@ impl Receiver {
         {
             state.client = Some(cx.waker().clone());
         }
-        // When not live, the requested messages are in the history and must be read before the ping.
-        let ping_requested = state.live && state.ping_requested;
-        if !state.batches.is_empty() || ping_requested {
+        if !state.batches.is_empty() {
             mem::swap(&mut state.batches, into);
             state.messages = 0;
             state.bytes = 0;
-            state.ping_requested &= !ping_requested;
             Poll::Ready(Taken::All {
-                ping_requested,
                 watched: state.live,
             })
         } else if state.live {
@@ -134,27 +114,6 @@ impl Receiver {
             Poll::Ready(Taken::End)
         }
     }
-
-    /// The client acknowledged all messages up to the sequence number `seq`.
-    pub(crate) fn acknowledge(&self, seq: u64) {
-        self.0.lock().receipts.retain(|(wanted, sender)| {
-            if *wanted <= seq {
-                sender.try_send(()).ok();
-            }
-            *wanted > seq
-        });
-    }
-
-    /// Drops the requests for receipts of these messages: they were evicted before the client read them.
-    pub(crate) fn skip_receipts(&self, seqs: &Range<u64>) {
-        let mut state = self.0.lock();
-        state.receipts.retain(|(wanted, _)| !seqs.contains(wanted));
-    }
-
-    /// Drops all requests for receipts: the client has left.
-    pub(crate) fn drop_receipts(&self) {
-        self.0.lock().receipts = Vec::new();
-    }
 }
 
 /// The result of a receive.
@@ -162,8 +121,6 @@ impl Receiver {
 pub(crate) enum Taken {
     /// Everything queued.
     All {
-        /// Whether a receipt is requested for the messages received so far.
-        ping_requested: bool,
         /// Whether the task is woken for later messages.
         watched: bool,
     },

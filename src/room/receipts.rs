@@ -1,33 +1,518 @@
 //! Receipts: how many clients acknowledge a message.
 
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
-/// The receipts for one message.
+use super::log::Room;
+use crate::format::Format;
+
+/// The receipts that the publishers of a room wait for: one entry a message, one count a client.
+///
+/// Lock order: the log, then the receipts. An entry is made under both, so that it counts exactly the
+/// clients that the message is delivered to. On a cache line of its own, as every client reads `asked`
+/// and the log beside it changes all the time.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Receipts {
+    /// The largest sequence number for which a publisher ever waited.
+    asked: AtomicU64,
+    /// By the sequence numbers of the messages.
+    entries: Mutex<BTreeMap<u64, Entry>>,
+}
+
 #[derive(Debug)]
-pub(crate) struct Receipts {
-    pub(super) clients: usize,
-    pub(super) answers: mpsc::Receiver<()>,
+struct Entry {
+    /// Clients that may still acknowledge the message.
+    missing: usize,
+    /// Clients that acknowledged it.
+    delivered: usize,
+    publisher: Option<Waker>,
+}
+
+/// What one client still has to acknowledge.
+#[derive(Debug)]
+pub(super) struct Unacknowledged {
+    /// The sequence number up to which it acknowledged, or need not.
+    acknowledged: u64,
+    /// The sequence number up to which a ping was requested, or is not needed.
+    pinged: u64,
+    /// Messages beyond that were evicted before it read them: a later acknowledgement does not cover
+    /// them.
+    skipped: Vec<Range<u64>>,
 }
 
 impl Receipts {
-    /// How many clients were in the room when it was published.
+    /// Waits for the receipts of `missing` clients for the message `seq`, which is not yet published.
+    pub(super) fn expect(&self, seq: u64, missing: usize) {
+        let entry = Entry {
+            missing,
+            delivered: 0,
+            publisher: None,
+        };
+        self.entries.lock().insert(seq, entry);
+        // The lock of the log, or of a queue, orders this before any read of the message.
+        self.asked.store(seq, Ordering::Relaxed);
+    }
+
+    /// Whether `client`, which has the messages up to `last`, has to be pinged for a receipt; resets the
+    /// request.
+    pub(super) fn take_ping_request(&self, client: &mut Unacknowledged, last: u64) -> bool {
+        if last <= client.pinged || !self.is_asked_beyond(client.pinged) {
+            return false;
+        }
+        let unpinged = client.pinged + 1..=last;
+        client.pinged = last;
+        self.entries.lock().range(unpinged).next().is_some()
+    }
+
+    /// `client` acknowledged all messages up to `seq` that it has.
+    pub(super) fn acknowledge(&self, client: &mut Unacknowledged, seq: u64) {
+        if seq <= client.acknowledged {
+            return;
+        }
+        if self.is_asked_beyond(client.acknowledged) {
+            self.settle(client.owed(seq), true);
+        }
+        client.acknowledged = seq;
+        client.skipped.retain(|skipped| skipped.end > seq + 1);
+    }
+
+    /// The messages `seqs` were evicted before `client` read them.
+    pub(super) fn skip(&self, client: &mut Unacknowledged, seqs: Range<u64>) {
+        if !self.is_asked_beyond(client.acknowledged) {
+            return;
+        }
+        let owed = seqs.start.max(client.acknowledged + 1)..seqs.end;
+        if self.settle([owed], false) {
+            // Of messages that no publisher waits for any more, nothing needs to be remembered.
+            let first = self.entries.lock().keys().next().copied();
+            client.skipped.retain(|it| Some(it.end) > first);
+            // What came before them was pinged for when it was read.
+            client.pinged = client.pinged.max(seqs.end - 1);
+            client.skipped.push(seqs);
+        }
+    }
+
+    /// `client` left, and acknowledges nothing more.
+    pub(super) fn leave(&self, client: &Unacknowledged) {
+        if self.is_asked_beyond(client.acknowledged) {
+            self.settle(client.owed(NEVER - 1), false);
+        }
+    }
+
+    /// Whether a receipt was ever requested for a message after `seq`; takes no lock.
+    fn is_asked_beyond(&self, seq: u64) -> bool {
+        self.asked.load(Ordering::Relaxed) > seq
+    }
+
+    /// Counts one client less as missing for all messages in `owed`; returns whether there were any.
+    fn settle(&self, owed: impl IntoIterator<Item = Range<u64>>, delivered: bool) -> bool {
+        let mut entries = self.entries.lock();
+        let mut any = false;
+        for seqs in owed.into_iter().filter(|seqs| !seqs.is_empty()) {
+            for (_, entry) in entries.range_mut(seqs) {
+                any = true;
+                entry.delivered += usize::from(delivered);
+                entry.missing -= 1;
+                if entry.missing == 0
+                    && let Some(publisher) = entry.publisher.take()
+                {
+                    publisher.wake();
+                }
+            }
+        }
+        any
+    }
+}
+
+impl Unacknowledged {
+    /// A client that joins before the message `joined_at`.
+    pub(super) fn new(format: Format, joined_at: u64) -> Self {
+        let before = match format {
+            Format::EventStream => NEVER,
+            Format::Plain | Format::Json => joined_at - 1,
+        };
+        Self {
+            acknowledged: before,
+            pinged: before,
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Whether the client can acknowledge at all.
+    pub(super) fn is_possible(&self) -> bool {
+        self.acknowledged != NEVER
+    }
+
+    /// The messages up to `seq` for which a receipt may be missing: those between the skipped ones.
+    fn owed(&self, seq: u64) -> impl Iterator<Item = Range<u64>> {
+        let ends = self.skipped.iter().map(move |it| it.start.min(seq + 1));
+        let starts = self.skipped.iter().map(|it| it.end);
+        [self.acknowledged + 1]
+            .into_iter()
+            .chain(starts)
+            .zip(ends.chain([seq + 1]))
+            .map(|(start, end)| start..end)
+    }
+}
+
+/// Beyond all sequence numbers: no receipt is ever missing.
+const NEVER: u64 = u64::MAX;
+
+/// Collects the receipts for one message; gives up on them when dropped.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    pub(super) room: Arc<Room>,
+    pub(super) seq: u64,
+    pub(super) clients: usize,
+}
+
+impl Collector {
+    /// How many clients were in the room when the message was published.
     pub(crate) fn clients(&self) -> usize {
         self.clients
     }
 
     /// Waits until every client that can acknowledge has done so or left, at most for `limit`; returns
     /// how many acknowledged.
-    pub(crate) async fn collect(mut self, limit: Duration) -> usize {
-        let mut delivered = 0;
-        let all = async {
-            while self.answers.recv().await.is_some() {
-                delivered += 1;
+    pub(crate) async fn collect(&self, limit: Duration) -> usize {
+        timeout(limit, self.wait()).await.ok();
+        self.delivered()
+    }
+
+    /// Waits until every client that can acknowledge has done so or left.
+    pub(crate) async fn wait(&self) {
+        poll_fn(|cx| self.poll_all(cx)).await;
+    }
+
+    /// How many clients have acknowledged so far.
+    pub(crate) fn delivered(&self) -> usize {
+        self.with_entry(|entry| entry.delivered)
+    }
+
+    fn poll_all(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.with_entry(|entry| {
+            if entry.missing == 0 {
+                return Poll::Ready(());
             }
+            entry.publisher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+    }
+
+    fn with_entry<T>(&self, of: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.room.receipts.entries.lock();
+        of(entries.get_mut(&self.seq).expect("it stays until the drop"))
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.room.receipts.entries.lock().remove(&self.seq);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::config::Mode;
+    use crate::format::Outbox;
+    use crate::message::MessageId;
+    use crate::room::log::tests::{Numbers, config};
+    use crate::room::{Follow, Subscription};
+
+    /// A room that retains this many messages, and queues as many as `max_queue` for a client.
+    fn room(history_limit: usize, max_queue: usize) -> Numbers {
+        Numbers::new(&config(Mode::Broadcast, history_limit, max_queue))
+    }
+
+    fn join(room: &Numbers, format: Format) -> Subscription {
+        let follow = Follow {
+            format,
+            since: None,
         };
-        timeout(limit, all).await.ok();
-        delivered
+        room.room.subscribe(follow).0
+    }
+
+    /// What one poll gives.
+    struct Given {
+        gap: Range<u64>,
+        messages: Range<u64>,
+        ping: bool,
+    }
+
+    /// Polls once; none where nothing is ready.
+    fn poll(client: &mut Subscription) -> Option<Given> {
+        let (mut frames, mut cx) = (Outbox::new(), Context::from_waker(Waker::noop()));
+        let before = client.next;
+        let Poll::Ready(given) = client.poll_next(&mut cx, &mut frames) else {
+            return None;
+        };
+        let first = client.next - given.expect("neither behind nor shut down");
+        Some(Given {
+            gap: before..first,
+            messages: first..client.next,
+            ping: client.take_ping_request(),
+        })
+    }
+
+    /// Polls until nothing is ready; returns the message before each ping.
+    fn pings(client: &mut Subscription) -> Vec<u64> {
+        let given = std::iter::from_fn(|| poll(client));
+        given
+            .filter(|it| it.ping)
+            .map(|it| it.messages.end - 1)
+            .collect()
+    }
+
+    fn acknowledge(client: &mut Subscription, seq: u64) {
+        client.acknowledge(MessageId { epoch: 1, seq });
+    }
+
+    /// The receipts so far, and whether they are all.
+    fn state(collector: &Collector) -> (usize, bool) {
+        let is_done = collector.wait().now_or_never().is_some();
+        (collector.delivered(), is_done)
+    }
+
+    fn entries(room: &Numbers) -> usize {
+        room.room.receipts.entries.lock().len()
+    }
+
+    #[test]
+    fn each_client_in_the_room_is_asked_once_and_counted_once() {
+        let mut room = room(100, 100);
+        let mut clients = [Format::Plain, Format::Json].map(|format| join(&room, format));
+        let mut stream = join(&room, Format::EventStream);
+        room.publish(1);
+        let collector = room.publish_with_receipts();
+        let mut late = join(&room, Format::Plain);
+        room.publish(1);
+        assert_eq!(collector.clients(), 3);
+        assert_eq!((pings(&mut stream), pings(&mut late)), (vec![], vec![]));
+        for client in &mut clients {
+            // Behind the message, with all that came with it.
+            assert_eq!(pings(client), [3]);
+        }
+        acknowledge(&mut late, 3);
+        assert_eq!(state(&collector), (0, false));
+        acknowledge(&mut clients[0], 1);
+        assert_eq!(state(&collector), (0, false));
+        acknowledge(&mut clients[0], 2);
+        acknowledge(&mut clients[0], 2);
+        acknowledge(&mut clients[0], 3);
+        assert_eq!(state(&collector), (1, false));
+        acknowledge(&mut clients[1], 3);
+        assert_eq!(state(&collector), (2, true));
+        // Later messages are not pinged for.
+        room.publish(1);
+        assert!(clients.iter_mut().all(|client| pings(client).is_empty()));
+    }
+
+    #[test]
+    fn without_a_client_that_can_acknowledge_all_receipts_are_there_at_once() {
+        let mut room = room(100, 100);
+        assert_eq!(state(&room.publish_with_receipts()), (0, true));
+        let stream = join(&room, Format::EventStream);
+        let collector = room.publish_with_receipts();
+        assert_eq!((collector.clients(), state(&collector)), (1, (0, true)));
+        drop(stream);
+        assert_eq!(state(&collector), (0, true));
+    }
+
+    #[test]
+    fn a_client_behind_is_pinged_once_it_has_the_message() {
+        let mut room = room(100, 1);
+        let mut slow = join(&room, Format::Plain);
+        room.publish(4);
+        let collector = room.publish_with_receipts();
+        room.publish(1);
+        assert_eq!(pings(&mut slow), [5]);
+        // Ignored: a message not yet yielded, and another log.
+        acknowledge(&mut slow, 7);
+        slow.acknowledge(MessageId { epoch: 2, seq: 5 });
+        assert_eq!(state(&collector), (0, false));
+        acknowledge(&mut slow, 5);
+        assert_eq!(state(&collector), (1, true));
+    }
+
+    #[test]
+    fn messages_in_a_gap_are_neither_acknowledged_nor_waited_for() {
+        let mut room = room(0, 1);
+        let mut slow = join(&room, Format::Json);
+        let read = room.publish_with_receipts();
+        room.publish(1);
+        let skipped = [(); 2].map(|()| room.publish_with_receipts());
+        room.room.trim_to(0);
+        assert_eq!(pings(&mut slow), [1]);
+        skipped
+            .iter()
+            .for_each(|it| assert_eq!(state(it), (0, true)));
+        let later = room.publish_with_receipts();
+        assert_eq!(pings(&mut slow), [5]);
+        acknowledge(&mut slow, 5);
+        assert_eq!((state(&read), state(&later)), ((1, true), (1, true)));
+        skipped
+            .iter()
+            .for_each(|it| assert_eq!(state(it), (0, true)));
+        assert!(slow.unacknowledged.skipped.is_empty());
+    }
+
+    #[test]
+    fn gaps_are_remembered_only_while_a_publisher_waits() {
+        let mut room = room(0, 1);
+        let mut slow = join(&room, Format::Json);
+        for _ in 0..100 {
+            room.publish(1);
+            drop(room.publish_with_receipts());
+            let collector = room.publish_with_receipts();
+            room.room.trim_to(0);
+            pings(&mut slow);
+            assert_eq!(state(&collector), (0, true));
+            assert_eq!(slow.unacknowledged.skipped.len(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_publisher_is_woken_by_the_last_client_and_leaves_nothing_behind() {
+        let mut room = room(100, 100);
+        let mut clients = [(); 2].map(|()| join(&room, Format::Plain));
+        let collector = room.publish_with_receipts();
+        let given_up = room.publish_with_receipts();
+        let limited = room.publish_with_receipts();
+        assert_eq!(entries(&room), 3);
+        drop(given_up);
+        assert_eq!(limited.collect(Duration::ZERO).await, 0);
+        drop(limited);
+        let delivered =
+            tokio::spawn(async move { collector.collect(Duration::from_secs(60)).await });
+        tokio::task::yield_now().await;
+        pings(&mut clients[0]);
+        acknowledge(&mut clients[0], 1);
+        // The other leaves.
+        let [stays, leaves] = clients;
+        drop(leaves);
+        assert_eq!(delivered.await.unwrap(), 1);
+        assert_eq!(entries(&room), 0);
+        drop(stays);
+        assert_eq!(room.room.log.lock().acknowledging, 0);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Publish,
+        PublishWithReceipts,
+        /// A publisher hangs up.
+        HangUp(Index),
+        Join(Format),
+        Poll(Index),
+        Acknowledge(Index, u64),
+        Leave(Index),
+        /// The hub reclaims memory.
+        Trim,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let index = any::<Index>;
+        prop_oneof![
+            2 => Just(Step::Publish),
+            4 => Just(Step::PublishWithReceipts),
+            1 => index().prop_map(Step::HangUp),
+            2 => Just(Step::Join(Format::Json)),
+            1 => Just(Step::Join(Format::EventStream)),
+            6 => index().prop_map(Step::Poll),
+            4 => (index(), 0..60_u64).prop_map(|(which, seq)| Step::Acknowledge(which, seq)),
+            1 => index().prop_map(Step::Leave),
+            2 => Just(Step::Trim),
+        ]
+    }
+
+    /// What a publisher expects, in sets of clients.
+    struct Expected {
+        collector: Collector,
+        missing: BTreeSet<usize>,
+        delivered: usize,
+    }
+
+    proptest! {
+        /// In any order of steps, an entry counts exactly the clients that were in the room, read the
+        /// message and acknowledged it; a ping follows exactly the messages that are waited for.
+        #[test]
+        fn receipts_count_exactly_the_clients_that_read_and_acknowledge(
+            steps in prop::collection::vec(step(), 0..150),
+            history_limit in 0_usize..6,
+            max_queue in 1_usize..4,
+        ) {
+            let mut room = room(history_limit, max_queue);
+            let mut clients: Vec<(usize, Subscription)> = Vec::new();
+            let mut publishers: Vec<Expected> = Vec::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Publish => room.publish(1),
+                    Step::PublishWithReceipts => {
+                        let asked = clients.iter().filter(|(_, it)| it.format() == Format::Json);
+                        let missing = asked.map(|(name, _)| *name).collect();
+                        let collector = room.publish_with_receipts();
+                        prop_assert_eq!(collector.clients(), clients.len());
+                        publishers.push(Expected { collector, missing, delivered: 0 });
+                    }
+                    Step::HangUp(which) if !publishers.is_empty() => {
+                        publishers.swap_remove(which.index(publishers.len()));
+                    }
+                    Step::Join(format) => clients.push((number, join(&room, format))),
+                    Step::Trim => room.room.trim_to(room.room.bytes() / 2),
+                    Step::Poll(which) if !clients.is_empty() => {
+                        let which = which.index(clients.len());
+                        let (name, client) = &mut clients[which];
+                        let Some(given) = poll(client) else { continue };
+                        let mut asked = false;
+                        for it in &mut publishers {
+                            if given.gap.contains(&it.collector.seq) {
+                                it.missing.remove(name);
+                            }
+                            asked |= given.messages.contains(&it.collector.seq)
+                                && it.missing.contains(name);
+                        }
+                        prop_assert_eq!(given.ping, asked);
+                    }
+                    Step::Acknowledge(which, seq) if !clients.is_empty() => {
+                        let which = which.index(clients.len());
+                        let (name, client) = &mut clients[which];
+                        acknowledge(client, seq);
+                        if client.last().is_some_and(|last| seq <= last.seq) {
+                            for it in publishers.iter_mut().filter(|it| it.collector.seq <= seq) {
+                                it.delivered += usize::from(it.missing.remove(name));
+                            }
+                        }
+                    }
+                    Step::Leave(which) if !clients.is_empty() => {
+                        let (name, _) = clients.swap_remove(which.index(clients.len()));
+                        publishers.iter_mut().for_each(|it| { it.missing.remove(&name); });
+                    }
+                    _ => {}
+                }
+                for it in &publishers {
+                    prop_assert_eq!(
+                        state(&it.collector),
+                        (it.delivered, it.missing.is_empty())
+                    );
+                }
+                prop_assert_eq!(entries(&room), publishers.len());
+            }
+        }
     }
 }

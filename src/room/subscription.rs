@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use super::log::{Log, Room};
 use super::queue::{Batches, Receiver, Taken};
+use super::receipts::Unacknowledged;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
 use crate::format::{self, Event, Format, Outbox};
@@ -28,8 +29,8 @@ pub(crate) struct Subscription {
     pub(super) source: Source,
     /// Messages evicted before they were read, and not yet reported by a gap event.
     pub(super) missed: u64,
-    /// Whether a receipt is requested for all messages yielded so far.
-    pub(super) ping_requested: bool,
+    /// What it still has to acknowledge.
+    pub(super) unacknowledged: Unacknowledged,
     /// Sequence number of the next message.
     pub(super) next: u64,
     /// The last message yielded.
@@ -50,8 +51,7 @@ pub(super) enum Source {
 }
 
 impl Subscription {
-    /// Appends the next messages to `frames`; returns how many, which may be 0 where a receipt is
-    /// requested.
+    /// Appends the next messages to `frames`; returns how many, which may be 0 where some are missing.
     ///
     /// # Errors
     /// [`Disconnect::Behind`] when the next messages were evicted and the format has no gap event, and
@@ -61,17 +61,13 @@ impl Subscription {
         cx: &mut Context<'_>,
         frames: &mut Outbox,
     ) -> Poll<Result<u64, Disconnect>> {
-        while self.taken.is_empty() && self.missed == 0 && !self.ping_requested {
+        while self.taken.is_empty() && self.missed == 0 {
             if self.source == Source::History {
                 self.lock_and_read()?;
                 continue;
             }
             match ready!(self.receiver.poll_recv(cx, &mut self.taken)) {
-                Taken::All {
-                    ping_requested,
-                    watched,
-                } => {
-                    self.ping_requested = ping_requested;
+                Taken::All { watched } => {
                     self.source = match watched {
                         true => Source::WatchedQueue,
                         false => Source::Queue,
@@ -105,7 +101,8 @@ impl Subscription {
             let mut log = self.room.log.lock();
             log.set_behind(key, None);
             log.registry.remove(key);
-            self.receiver.drop_receipts();
+            log.acknowledging -= usize::from(self.unacknowledged.is_possible());
+            self.room.receipts.leave(&self.unacknowledged);
             // Messages that only this client still needed can be evicted.
             let needed = log.needed();
             log.history.evict(needed);
@@ -115,16 +112,18 @@ impl Subscription {
 
     /// Whether a receipt is requested for all messages yielded so far; resets the request.
     pub(crate) fn take_ping_request(&mut self) -> bool {
-        mem::take(&mut self.ping_requested)
+        self.last.is_some_and(|last| {
+            let receipts = &self.room.receipts;
+            receipts.take_ping_request(&mut self.unacknowledged, last.seq)
+        })
     }
 
     /// The client acknowledged all messages up to `id`; an id beyond the last message yielded is ignored.
-    pub(crate) fn acknowledge(&self, id: MessageId) {
-        if self
-            .last
-            .is_some_and(|last| id.epoch == last.epoch && id <= last)
-        {
-            self.receiver.acknowledge(id.seq);
+    pub(crate) fn acknowledge(&mut self, id: MessageId) {
+        let is_yielded = |last: MessageId| id.epoch == last.epoch && id <= last;
+        if self.key.is_some() && self.last.is_some_and(is_yielded) {
+            let receipts = &self.room.receipts;
+            receipts.acknowledge(&mut self.unacknowledged, id.seq);
         }
     }
 
@@ -165,8 +164,8 @@ impl Subscription {
             return Err(Disconnect::Behind);
         }
         if missed > 0 {
-            self.receiver
-                .skip_receipts(&(self.next..self.next + missed));
+            let skipped = self.next..self.next + missed;
+            self.room.receipts.skip(&mut self.unacknowledged, skipped);
             self.missed += missed;
             self.next += missed;
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use wscast::config::Size;
@@ -190,4 +190,24 @@ async fn a_refused_body_that_is_not_read_closes_the_connection() {
     let answer = client.request("POST /", &fields, "").await;
     assert_eq!(answer.code, 413);
     assert_eq!(answer.field("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn publishers_that_hang_up_while_they_wait_give_their_places_back() {
+    let server = TestServer::quiet(|config| config.times.ping_interval = millis(0)).await;
+    let _silent = server.raw_websocket().await;
+    let mut publishers = Vec::new();
+    let post = "POST /?wait=delivered&timeout=60 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
+    for _ in 0..20 {
+        let mut publisher = server.raw().await;
+        publisher.send(post).await;
+        publishers.push(publisher);
+    }
+    eventually("all are there", || server.monitor.connections() == 21).await;
+    // One that only closes its side gets the answer of that moment.
+    let mut half = publishers.pop().unwrap();
+    half.stream.shutdown().await.unwrap();
+    assert_eq!(half.answer().await.json()["delivered"], 0);
+    drop((half, publishers));
+    eventually("the places are free", || server.monitor.connections() == 1).await;
 }

@@ -21,6 +21,7 @@ mod malice;
 mod nginx;
 mod plain_http;
 mod process;
+mod receipts;
 mod requests;
 mod room_names;
 mod rooms;
