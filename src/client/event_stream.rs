@@ -66,7 +66,7 @@ impl<S: Transport> EventStream<S> {
             self.outbox = smallvec![RECONNECT.into()];
             if self.write().await.is_ok() {
                 // Stray bytes that stay unread would turn the end into a reset.
-                if std::env::var("BRK").as_deref() != Ok("discard") { with_buffer(|unread| self.stream.try_read_anyway(unread).ok()); }
+                with_buffer(|unread| self.stream.try_read_anyway(unread).ok());
                 let limit = self.settings.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
             }
@@ -104,7 +104,7 @@ impl<S: Transport> EventStream<S> {
                     self.outbox.push(COMMENT.into());
                     self.write().await?;
                 }
-                error = self.stream.broken(), if half_closed && std::env::var("BRK").as_deref() != Ok("broken") => {
+                error = self.stream.broken(), if half_closed => {
                     return Err(Disconnect::from_io(error));
                 }
             }
