@@ -246,11 +246,6 @@ impl RoomGuard {
         &self.name
     }
 
-    /// The room.
-    pub(crate) fn room(&self) -> &Arc<Room> {
-        &self.room
-    }
-
     /// Publishes messages to the room; returns once they are in its log.
     ///
     /// # Errors

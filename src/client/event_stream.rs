@@ -19,7 +19,6 @@ use crate::disconnect::Disconnect;
 use crate::format::{self, Chunk, Event, Format, Outbox};
 use crate::hub::Membership;
 use crate::transport::Transport;
-use crate::transport::read::with_buffer;
 use crate::transport::write::{linger, write};
 
 /// One event stream; a single task writes to its socket.
@@ -65,8 +64,6 @@ impl<S: Transport> EventStream<S> {
         if matches!(why, Disconnect::ShuttingDown) {
             self.outbox = smallvec![RECONNECT.into()];
             if self.write().await.is_ok() {
-                // Stray bytes that stay unread would turn the end into a reset.
-                with_buffer(|unread| self.stream.try_read_anyway(unread).ok());
                 let limit = self.settings.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
             }

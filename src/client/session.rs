@@ -227,7 +227,7 @@ impl<S: Transport> Session<S> {
             message_log::received(span, &frames);
         }
         // A sealed room rejects the batch; the session still drains the log before it ends.
-        let Ok(Delivery { batch, queues }) = self.room_guard.publish(frames) else {
+        let Ok(Delivery { batch, queues, .. }) = self.room_guard.publish(frames) else {
             return 0;
         };
         match self.settings.mode {

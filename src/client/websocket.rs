@@ -44,7 +44,7 @@ pub(crate) struct WebSocket<S> {
     pub(super) write_pending: bool,
     /// Bytes written to the client.
     pub(super) written: u64,
-    /// The budget message that is incomplete, if any.
+    /// The incoming message that is incomplete, if any.
     pub(super) unfinished: Option<Box<Progress>>,
     pub(super) budget: Arc<Budget>,
     pub(super) settings: Arc<Settings>,

@@ -105,7 +105,7 @@ pub struct Times {
         default_value = "5"
     )]
     pub ping_timeout: Time,
-    /// Time a client has for its whole HTTP request
+    /// Time a client has for the head of an HTTP request, for each standstill of its body, and idle
     #[arg(
         long,
         env = "WSCAST_OPEN_TIMEOUT",
@@ -143,7 +143,7 @@ pub struct Limits {
         default_value = "1MiB"
     )]
     pub max_message_size: Size,
-    /// Connections at a time; more are answered 503
+    /// Connections at a time; for more, one idle between requests gives way, or the answer is 503
     #[arg(long, env = "WSCAST_MAX_CONNECTIONS", value_name = "COUNT", default_value = "10000", value_parser = units::count)]
     pub max_connections: usize,
     /// Rooms at a time; the one without clients for longest is forgotten first

@@ -1,7 +1,9 @@
 //! One HTTP/1.1 connection: its requests, one after the other, until it closes or becomes a client.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -108,10 +110,11 @@ impl Http {
                         Err(error) if error.is_parse() && !link.is_answering() => {
                             Ended::Malformed { is_too_large: error.is_parse_too_large() }
                         }
-                        Err(_) => Ended::Broken,
+                        Err(error) if is_stalled(&error) => Ended::Stalled,
+                        Err(_) => Ended::Served,
                     },
                     Some(_) = &mut evicted => break Ended::Evicted,
-                    () = &mut draining => match link.is_new() || link.is_in_head() {
+                    () = &mut draining => match link.awaits_request() {
                         true => break Ended::Draining,
                         // What is being answered is answered to the end.
                         false => Pin::new(&mut connection).graceful_shutdown(),
@@ -125,11 +128,9 @@ impl Http {
             }
         };
         let is_answered = link.is_answering();
-        let is_in_head = link.is_in_head();
+        let head = link.take_head();
         let parts = connection.into_parts();
-        let Socket {
-            mut stream, head, ..
-        } = parts.io.into_inner();
+        let Socket { mut stream, .. } = parts.io.into_inner();
         if let Some(joined) = link.take_joined() {
             let Joined { head, membership } = *joined;
             return Some(Upgraded {
@@ -140,18 +141,20 @@ impl Http {
             });
         }
         let refusal = match ended {
-            Ended::Malformed { is_too_large } => Some(explain(&head, is_too_large)),
+            Ended::Malformed { is_too_large } => {
+                Some(explain(&head.unwrap_or_default(), is_too_large))
+            }
             Ended::Draining => Some(Refusal::draining()),
             Ended::Evicted if !is_answered => Some(Refusal::full()),
             // A connection that asks for nothing is closed in silence.
-            Ended::Overdue => is_in_head.then(Refusal::timed_out),
-            Ended::Evicted | Ended::Served | Ended::Broken => None,
+            Ended::Overdue => head.map(|_| Refusal::timed_out()),
+            Ended::Evicted | Ended::Served | Ended::Stalled => None,
         };
         let answer = refusal.map_or_else(Vec::new, |refusal| {
             self.refusals.record(&refusal, peer, None);
             refusal.last_response()
         });
-        if matches!(ended, Ended::Evicted | Ended::Broken) {
+        if matches!(ended, Ended::Evicted | Ended::Stalled) {
             stream.write_all(&answer).now_or_never();
             return None;
         }
@@ -168,13 +171,18 @@ impl Http {
     }
 }
 
+/// Whether [`Socket`] gave a write up.
+fn is_stalled(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|it| it.downcast_ref::<io::Error>());
+    cause.is_some_and(|it| it.kind() == io::ErrorKind::TimedOut)
+}
+
 /// How the HTTP of a connection ended.
 enum Ended {
-    /// By the peer, or behind the last answer.
+    /// By the peer, behind the last answer, or by an error.
     Served,
-    /// By an error of the connection, or of a body that ends too early; or by hyper's part alone, when an
-    /// event stream takes over.
-    Broken,
+    /// As the peer took nothing of an answer for the write timeout.
+    Stalled,
     /// With bytes that are not a request.
     Malformed { is_too_large: bool },
     /// At a drain, before a request was complete.

@@ -1,6 +1,7 @@
 //! The phase of a connection: known to hyper's stream, to the answers and to the timeouts around them.
 
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,8 +43,8 @@ pub(super) struct Joined {
 enum Phase {
     /// Nothing has been received yet.
     New(Instant),
-    /// Since then, a part of the head of a request has been received.
-    Head(Instant),
+    /// A part of the head of a request has been received.
+    Head { since: Instant, bytes: Vec<u8> },
     /// A request is being read or answered.
     Busy,
     /// The answer is complete, and not all of it written.
@@ -81,17 +82,26 @@ impl Link {
         BusyGuard(self.clone())
     }
 
-    /// Bytes were received; returns whether they are of the head of a request, and whether they are its
-    /// first.
-    pub(super) fn received(&self) -> Option<FirstBytes> {
+    /// These bytes were received.
+    pub(super) fn received(&self, received: &[u8]) {
         let mut phase = self.phase.lock();
-        match *phase {
+        match &mut *phase {
             Phase::New(_) | Phase::Idle { .. } => {
-                *phase = Phase::Head(Instant::now());
-                Some(FirstBytes(true))
+                *phase = Phase::Head {
+                    since: Instant::now(),
+                    bytes: received.to_vec(),
+                };
             }
-            Phase::Head(_) => Some(FirstBytes(false)),
-            Phase::Busy | Phase::Flushing => None,
+            Phase::Head { bytes, .. } => bytes.extend_from_slice(received),
+            Phase::Busy | Phase::Flushing => {}
+        }
+    }
+
+    /// What was received of the head of a request that is incomplete.
+    pub(super) fn take_head(&self) -> Option<Vec<u8>> {
+        match &mut *self.phase.lock() {
+            Phase::Head { bytes, .. } => Some(mem::take(bytes)),
+            _ => None,
         }
     }
 
@@ -113,7 +123,7 @@ impl Link {
     }
 
     /// The peer sends no more.
-    pub(super) fn close(&self) {
+    pub(super) fn peer_closed(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
         self.closed.notify_waiters();
     }
@@ -143,19 +153,14 @@ impl Link {
         matches!(*self.phase.lock(), Phase::Busy | Phase::Flushing)
     }
 
-    /// Whether a part of a request has been received.
-    pub(super) fn is_in_head(&self) -> bool {
-        matches!(*self.phase.lock(), Phase::Head(_))
+    /// Whether the first request, or one that has begun, is still to be received.
+    pub(super) fn awaits_request(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::New(_) | Phase::Head { .. })
     }
 
     /// Whether it is between two requests.
     pub(super) fn is_idle(&self) -> bool {
         matches!(*self.phase.lock(), Phase::Idle { .. })
-    }
-
-    /// Whether nothing was ever received.
-    pub(super) fn is_new(&self) -> bool {
-        matches!(*self.phase.lock(), Phase::New(_))
     }
 
     /// Waits until a request has been awaited, or its head has been incomplete, for `limit`.
@@ -165,7 +170,7 @@ impl Link {
         loop {
             timer.as_mut().await;
             let now = Instant::now();
-            let due = self.waits_since().map_or(now, |since| since) + limit;
+            let due = self.waits_since().unwrap_or(now) + limit;
             if due <= now {
                 return;
             }
@@ -176,14 +181,13 @@ impl Link {
     /// Since when a request is awaited or incomplete.
     fn waits_since(&self) -> Option<Instant> {
         match *self.phase.lock() {
-            Phase::New(since) | Phase::Head(since) | Phase::Idle { since, .. } => Some(since),
+            Phase::New(since) | Phase::Head { since, .. } | Phase::Idle { since, .. } => {
+                Some(since)
+            }
             Phase::Busy | Phase::Flushing => None,
         }
     }
 }
-
-/// Whether received bytes are the first of a request.
-pub(super) struct FirstBytes(pub(super) bool);
 
 /// A request that is read and answered.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use crate::room::{Delivery, RoomName};
 #[derive(Debug, Serialize)]
 pub(super) struct Published {
     id: String,
-    /// How many clients were in the room.
+    /// How many clients were in the room when it was published.
     clients: usize,
     /// How many of them sent a receipt, if the request waits for receipts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,7 +80,7 @@ impl Routes {
             message_log::received(&Span::current(), &frames);
         }
         let sealed = |_| JoinError::Sealed;
-        let (Delivery { batch, .. }, receipts) = match wait {
+        let (Delivery { batch, clients, .. }, receipts) = match wait {
             None => (guard.publish(frames).map_err(sealed)?, None),
             Some(limit) => {
                 let published = guard.publish_with_receipts(frames);
@@ -91,21 +91,18 @@ impl Routes {
         if self.settings.log_messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }
-        let id = batch.last_id();
-        let (clients, delivered) = match receipts {
-            None => (guard.room().clients(), None),
-            Some((collector, limit)) => {
-                // A publisher that has hung up would keep its place; one that has half-closed gets its
-                // answer now.
-                select! {
-                    _ = collector.collect(limit) => {}
-                    () = publisher.closed() => {}
-                }
-                (collector.clients(), Some(collector.delivered()))
+        let mut delivered = None;
+        if let Some((collector, limit)) = receipts {
+            // A publisher that has hung up would keep its place; one that has half-closed gets its answer
+            // now.
+            select! {
+                _ = timeout(limit, collector.wait()) => {}
+                () = publisher.closed() => {}
             }
-        };
+            delivered = Some(collector.delivered());
+        }
         Ok(Published {
-            id: id.to_string(),
+            id: batch.last_id().to_string(),
             clients,
             delivered,
         })

@@ -1,5 +1,5 @@
-//! The stream below hyper. It does what hyper does not: it keeps the head of a request, to find what is
-//! wrong with it; bounds how long a write stands still; and watches for the end of a peer that waits.
+//! The stream below hyper. It does what hyper does not: it passes on the head of a request, to find what
+//! is wrong with it; bounds how long a write stands still; and watches for the end of a peer that waits.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::phase::{FirstBytes, Link};
+use super::phase::Link;
 use crate::transport::Transport;
 
 /// See the module.
@@ -18,8 +18,6 @@ use crate::transport::Transport;
 pub(super) struct Socket<S> {
     pub(super) stream: S,
     link: Arc<Link>,
-    /// What was received of the head of a request.
-    pub(super) head: Vec<u8>,
     /// How long a write may stand still, and when one has done so.
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -32,7 +30,6 @@ impl<S: Transport> Socket<S> {
         Self {
             stream,
             link,
-            head: Vec::new(),
             patience,
             stalled: None,
             may_have_unread: false,
@@ -89,14 +86,9 @@ impl<S: Transport> AsyncRead for Socket<S> {
         if !this.may_have_unread {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         }
-        let read = &buffer.filled()[before..];
-        if !read.is_empty()
-            && let Some(FirstBytes(are_first)) = this.link.received()
-        {
-            if are_first {
-                this.head.clear();
-            }
-            this.head.extend_from_slice(read);
+        let received = &buffer.filled()[before..];
+        if !received.is_empty() {
+            this.link.received(received);
         }
         Poll::Ready(Ok(()))
     }
@@ -136,7 +128,7 @@ impl<S: Transport> AsyncWrite for Socket<S> {
         if this.link.is_busy() && !this.link.is_closed() {
             this.may_have_unread = true;
             if this.stream.poll_read_closed(cx).is_ready() {
-                this.link.close();
+                this.link.peer_closed();
             }
         }
         Poll::Ready(Ok(()))

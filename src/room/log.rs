@@ -116,6 +116,8 @@ pub(crate) struct Delivery {
     pub(crate) batch: Arc<Batch>,
     /// How many live queues they were put into.
     pub(crate) queues: usize,
+    /// How many clients the room has.
+    pub(crate) clients: usize,
 }
 
 /// The room takes no more messages: the server is shutting down.
@@ -182,7 +184,6 @@ impl Room {
         let collector = Collector {
             room: self.clone(),
             seq,
-            clients: log.registry.len(),
         };
         Ok((self.append(&mut log, frames)?, collector))
     }
@@ -213,7 +214,12 @@ impl Room {
         let needed = log.needed();
         log.history.push(&batch, needed);
         self.account(&log.history);
-        Ok(Delivery { batch, queues })
+        let clients = log.registry.len();
+        Ok(Delivery {
+            batch,
+            queues,
+            clients,
+        })
     }
 
     /// Subscribes to the log: first the history, then live messages, without a gap between them.
@@ -249,11 +255,6 @@ impl Room {
         // The only error here is that of a sealed room, which the first poll returns again.
         subscription.read_history(&mut log).ok();
         (subscription, start)
-    }
-
-    /// How many clients the room has.
-    pub(crate) fn clients(&self) -> usize {
-        self.log.lock().registry.len()
     }
 
     /// Seals the log: no more messages. Its clients drain it, then are closed.
@@ -352,6 +353,8 @@ pub(crate) mod tests {
         pub(crate) room: Arc<Room>,
         plain: Plain,
         pub(crate) last: u64,
+        /// How many clients were in the room at the last publication with receipts.
+        pub(crate) clients: usize,
     }
 
     impl Numbers {
@@ -360,6 +363,7 @@ pub(crate) mod tests {
                 room: Arc::new(new_room(config, 1, Arc::default())),
                 plain: Plain::new(&config.service),
                 last: 0,
+                clients: 0,
             }
         }
 
@@ -375,6 +379,7 @@ pub(crate) mod tests {
             let frames = self.encode(1);
             let (delivery, collector) = self.room.deliver_with_receipts(frames).unwrap();
             self.last += 1;
+            self.clients = delivery.clients;
             assert_eq!(delivery.batch.last_id().seq, self.last);
             collector
         }

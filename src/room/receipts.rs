@@ -6,10 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::timeout;
 
 use super::log::Room;
 use crate::format::Format;
@@ -172,22 +170,9 @@ const NEVER: u64 = u64::MAX;
 pub(crate) struct Collector {
     pub(super) room: Arc<Room>,
     pub(super) seq: u64,
-    pub(super) clients: usize,
 }
 
 impl Collector {
-    /// How many clients were in the room when the message was published.
-    pub(crate) fn clients(&self) -> usize {
-        self.clients
-    }
-
-    /// Waits until every client that can acknowledge has done so or left, at most for `limit`; returns
-    /// how many acknowledged.
-    pub(crate) async fn collect(&self, limit: Duration) -> usize {
-        timeout(limit, self.wait()).await.ok();
-        self.delivered()
-    }
-
     /// Waits until every client that can acknowledge has done so or left.
     pub(crate) async fn wait(&self) {
         poll_fn(|cx| self.poll_all(cx)).await;
@@ -302,7 +287,7 @@ mod tests {
         let collector = room.publish_with_receipts();
         let mut late = join(&room, Format::Plain);
         room.publish(1);
-        assert_eq!(collector.clients(), 3);
+        assert_eq!(room.clients, 3);
         assert_eq!((pings(&mut stream), pings(&mut late)), (vec![], vec![]));
         for client in &mut clients {
             // Behind the message, with all that came with it.
@@ -329,7 +314,7 @@ mod tests {
         assert_eq!(state(&room.publish_with_receipts()), (0, true));
         let stream = join(&room, Format::EventStream);
         let collector = room.publish_with_receipts();
-        assert_eq!((collector.clients(), state(&collector)), (1, (0, true)));
+        assert_eq!((room.clients, state(&collector)), (1, (0, true)));
         drop(stream);
         assert_eq!(state(&collector), (0, true));
     }
@@ -393,13 +378,12 @@ mod tests {
         let mut clients = [(); 2].map(|()| join(&room, Format::Plain));
         let collector = room.publish_with_receipts();
         let given_up = room.publish_with_receipts();
-        let limited = room.publish_with_receipts();
-        assert_eq!(entries(&room), 3);
+        assert_eq!(entries(&room), 2);
         drop(given_up);
-        assert_eq!(limited.collect(Duration::ZERO).await, 0);
-        drop(limited);
-        let delivered =
-            tokio::spawn(async move { collector.collect(Duration::from_secs(60)).await });
+        let delivered = tokio::spawn(async move {
+            collector.wait().await;
+            collector.delivered()
+        });
         tokio::task::yield_now().await;
         pings(&mut clients[0]);
         acknowledge(&mut clients[0], 1);
@@ -467,7 +451,7 @@ mod tests {
                         let asked = clients.iter().filter(|(_, it)| it.format() == Format::Json);
                         let missing = asked.map(|(name, _)| *name).collect();
                         let collector = room.publish_with_receipts();
-                        prop_assert_eq!(collector.clients(), clients.len());
+                        prop_assert_eq!(room.clients, clients.len());
                         publishers.push(Expected { collector, missing, delivered: 0 });
                     }
                     Step::HangUp(which) if !publishers.is_empty() => {

@@ -141,3 +141,32 @@ async fn without_pings_a_vanished_peer_is_noticed_within_a_minute() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_browser_that_cannot_be_served_now_gets_a_stream_that_ends() {
+    let server = TestServer::quiet(|config| config.limits.max_connections = 1).await;
+    let _client = server.raw_websocket().await;
+    let events = "Accept: text/event-stream\r\n";
+    for of_browser in [
+        "Sec-Fetch-Mode: cors\r\n",
+        "Origin: http://localhost\r\n",
+        "Referer: http://test/page\r\n",
+    ] {
+        let answer = server
+            .request("GET /", &format!("{events}{of_browser}"), "")
+            .await;
+        assert_eq!(answer.code, 200, "{of_browser}");
+        assert_eq!(answer.field("content-type"), Some("text/event-stream"));
+        assert_eq!(
+            answer.body,
+            "retry: 1000\n: no place left, try again later\n\n"
+        );
+        // Or a browser would not let a page of another origin have it.
+        let is_of_origin = of_browser.starts_with("Origin");
+        let allowed = answer.field("access-control-allow-origin");
+        assert_eq!(allowed, is_of_origin.then_some("http://localhost"));
+    }
+    assert_eq!(server.request("GET /", events, "").await.code, 503);
+    let refused = format!("{events}Origin: http://elsewhere.example\r\n");
+    assert_eq!(server.request("GET /", &refused, "").await.code, 403);
+}
