@@ -192,3 +192,52 @@ enum Ended {
     /// By eviction, as it has no permit.
     Evicted,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, duplex};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::admission::Admission;
+    use crate::client::Settings;
+    use crate::client::budget::Budget;
+    use crate::config::Config;
+    use crate::hub::Hub;
+    use crate::store::Store;
+
+    fn http() -> Http {
+        let config = Config::default();
+        let routes = Routes::new(
+            Arc::new(Settings::from(&config)),
+            Arc::new(Hub::new(&config, Store::memory())),
+            Arc::new(Budget::new(1 << 20, Duration::from_secs(1))),
+            Admission::new(&config.access, "localhost", false),
+            CancellationToken::new(),
+        );
+        Http::new(Arc::new(routes), config.times, CancellationToken::new())
+    }
+
+    #[tokio::test]
+    async fn earlier_answers_are_written_before_an_event_stream_takes_over() {
+        // So small a window that no answer is written at once.
+        let (client, server) = duplex(64);
+        let (mut answers, mut requests) = tokio::io::split(client);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let served = tokio::spawn(http().serve(server, peer, None));
+        let head = "HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+        let events = "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
+        let pipelined = format!("{head}{head}{events}");
+        let exchange = async {
+            requests.write_all(pipelined.as_bytes()).await.unwrap();
+            let mut read = Vec::new();
+            while read.windows(4).filter(|it| it == b"\r\n\r\n").count() < 2 {
+                read.push(answers.read_u8().await.unwrap());
+            }
+        };
+        timeout(Duration::from_secs(10), exchange).await.unwrap();
+        assert!(!served.await.unwrap().unwrap().head.is_empty());
+    }
+}

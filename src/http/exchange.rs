@@ -66,7 +66,7 @@ impl Exchange {
         };
         let mut response = match answer {
             Ok(Answer::Response(response)) => response,
-            Ok(Answer::Join(join)) => return self.join(*join, cors).await,
+            Ok(Answer::Join(join)) => return self.join(*join, cors),
             Err(refusal) => {
                 // Without the query, which may hold a secret.
                 let line = format!("{} {path}", request.method);
@@ -80,7 +80,7 @@ impl Exchange {
     }
 
     /// Hands the connection over to a client that has joined a room.
-    async fn join(&self, join: Join, cors: Cors) -> Result<Response<Body>, HandedOver> {
+    fn join(&self, join: Join, cors: Cors) -> Result<Response<Body>, HandedOver> {
         let Join {
             mut response,
             membership,
@@ -95,8 +95,7 @@ impl Exchange {
             self.link.join(Joined { head, membership });
             return Ok(response);
         }
-        // What hyper has not written yet of earlier answers would be lost with it.
-        self.link.flush().await;
+        // hyper has written all earlier answers: it calls for the next one only then.
         let head = head_of(&response).into();
         self.link.join(Joined { head, membership });
         Err(HandedOver)

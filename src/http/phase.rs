@@ -26,7 +26,6 @@ pub(super) struct Link {
     pub(super) evicted: Arc<Notify>,
     is_closed: AtomicBool,
     closed: Notify,
-    flushed: Notify,
     joined: Mutex<Option<Box<Joined>>>,
 }
 
@@ -61,7 +60,6 @@ impl Link {
             evicted: Arc::default(),
             is_closed: AtomicBool::new(false),
             closed: Notify::new(),
-            flushed: Notify::new(),
             joined: Mutex::new(None),
         }
     }
@@ -107,7 +105,6 @@ impl Link {
 
     /// All that hyper has to write was taken by the kernel.
     pub(super) fn flushed(&self) {
-        self.flushed.notify_waiters();
         let mut phase = self.phase.lock();
         if matches!(*phase, Phase::Flushing) {
             *phase = Phase::Idle {
@@ -115,11 +112,6 @@ impl Link {
                 _entry: self.idle.enter(&self.evicted),
             };
         }
-    }
-
-    /// Waits until all that hyper has to write was taken by the kernel.
-    pub(super) async fn flush(&self) {
-        self.flushed.notified().await;
     }
 
     /// The peer sends no more.
