@@ -40,9 +40,12 @@ enum Load {
     Connect { at_a_time: usize },
     /// Clients do nothing.
     Idle { clients: usize },
+    /// A publisher posts one message after the other, over one connection or each over its own. The
+    /// plain server has no such thing.
+    Post { keep_alive: bool },
 }
 
-const SCENARIOS: [(&str, Load); 8] = [
+const SCENARIOS: [(&str, Load); 10] = [
     (
         "echo, 100 clients, 1 in flight",
         Load::Echo {
@@ -90,6 +93,8 @@ const SCENARIOS: [(&str, Load); 8] = [
     ),
     ("connect, upgrade, leave", Load::Connect { at_a_time: 16 }),
     ("idle clients", Load::Idle { clients: 1000 }),
+    ("POST over one connection", Load::Post { keep_alive: true }),
+    ("POST, a connection each", Load::Post { keep_alive: false }),
 ];
 
 fn main() {
@@ -105,15 +110,23 @@ fn main() {
             let (mut ours, mut plain) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 ours.push(measure(&Server::wscast(load), load));
-                plain.push(measure(&Server::plain(load), load));
+                if !matches!(load, Load::Post { .. }) {
+                    plain.push(measure(&Server::plain(load), load));
+                }
             }
-            let (ours, plain) = (median(ours), median(plain));
+            let ours = median(ours);
             let unit = match load {
                 Load::Idle { .. } => "bytes a client",
                 Load::Connect { .. } => "CPU µs a connection",
                 Load::Echo { .. } => "CPU µs a message",
                 Load::FanOut { .. } => "CPU µs a delivery",
+                Load::Post { .. } => "a second, one at a time",
             };
+            if plain.is_empty() {
+                println!("| {name} | {ours:.2} | | | {unit} |");
+                continue;
+            }
+            let plain = median(plain);
             println!(
                 "| {name} | {ours:.2} | {plain:.2} | {:.2} | {unit} |",
                 ours / plain
@@ -127,6 +140,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// The mode of the server under `load`.
+fn mode(load: Load) -> &'static str {
+    match load {
+        Load::FanOut { .. } | Load::Post { .. } => "broadcast",
+        Load::Echo { .. } | Load::Connect { .. } | Load::Idle { .. } => "echo",
+    }
+}
+
 /// A server process; it ends with this value.
 struct Server {
     child: Child,
@@ -135,11 +156,7 @@ struct Server {
 
 impl Server {
     fn wscast(load: Load) -> Self {
-        let mode = if matches!(load, Load::FanOut { .. }) {
-            "broadcast"
-        } else {
-            "echo"
-        };
+        let mode = mode(load);
         let mut command = Command::new(env!("CARGO_BIN_EXE_wscast"));
         command.args([
             "--mode",
@@ -156,11 +173,7 @@ impl Server {
     }
 
     fn plain(load: Load) -> Self {
-        let mode = if matches!(load, Load::FanOut { .. }) {
-            "broadcast"
-        } else {
-            "echo"
-        };
+        let mode = mode(load);
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([SERVE, mode]);
         Self::start(command)
@@ -248,6 +261,9 @@ fn measure(server: &Server, load: Load) -> f64 {
         tokio::time::sleep(WARM_UP).await;
         let (cpu, before) = (server.cpu(), count.get());
         tokio::time::sleep(MEASURED).await;
+        if matches!(load, Load::Post { .. }) {
+            return (count.get() - before) as f64 / MEASURED.as_secs_f64();
+        }
         (server.cpu() - cpu) / (count.get() - before) as f64
     })
 }
@@ -288,6 +304,36 @@ async fn start(address: SocketAddr, load: Load, count: &Rc<Cell<u64>>) {
             }
         }
         Load::Idle { .. } => {}
+        Load::Post { keep_alive } => {
+            tokio::task::spawn_local(publish(address, keep_alive, count.clone()));
+        }
+    }
+}
+
+/// Posts one message after the other, and counts the answers.
+async fn publish(address: SocketAddr, keep_alive: bool, count: Rc<Cell<u64>>) {
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\
+         Content-Length: 64\r\n\r\n{}",
+        "x".repeat(64)
+    );
+    let mut kept = None;
+    loop {
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => TcpStream::connect(address).await.unwrap(),
+        };
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // The answer ends with its JSON object.
+        while !answer.trim_ascii_end().ends_with(b"}") {
+            let read = stream.read_buf(&mut answer).await.unwrap();
+            assert!(read > 0, "the server left");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 201 "));
+        count.set(count.get() + 1);
+        kept = keep_alive.then_some(stream);
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use hyper::http::uri::Authority;
+use hyper::http::uri::{Authority, Scheme, Uri};
 
 /// The host that a request is for, as its `Host` says it (RFC 9112, section 3.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,12 +98,13 @@ impl FromStr for Origin {
         if text == "null" {
             return Ok(Self::Null);
         }
-        let (scheme, rest) = split_scheme(text).ok_or(())?;
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        if scheme == "file" && authority.is_empty() {
+        // No URI of HTTP, as it names no host.
+        if text == "file://" || text.starts_with("file:///") {
             return Ok(Self::File);
         }
-        let host = authority.parse()?;
+        let uri: Uri = text.parse().map_err(drop)?;
+        let scheme = normalise_scheme(uri.scheme_str().ok_or(())?).ok_or(())?;
+        let host = uri.authority().ok_or(())?.as_str().parse()?;
         Ok(Self::Page { scheme, host })
     }
 }
@@ -144,12 +145,10 @@ impl Origin {
     }
 }
 
-/// The scheme in lower case, and what stands behind `://`.
-fn split_scheme(text: &str) -> Option<(String, &str)> {
-    let (scheme, rest) = text.split_once("://")?;
-    let is_scheme = |it: u8| it.is_ascii_alphanumeric() || b"+-.".contains(&it);
-    let named = !scheme.is_empty() && scheme.bytes().all(is_scheme);
-    named.then(|| (scheme.to_ascii_lowercase(), rest))
+/// One spelling of a scheme; none where it is none (RFC 3986, section 3.1).
+fn normalise_scheme(scheme: &str) -> Option<String> {
+    let scheme: Scheme = scheme.parse().ok()?;
+    Some(scheme.as_str().to_ascii_lowercase()).filter(|it| !it.is_empty())
 }
 
 fn default_port(scheme: &str) -> u16 {
@@ -255,11 +254,12 @@ impl OriginPattern {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (scheme, rest) = split_scheme(text)?;
-        let (authority, any_port) = match rest.strip_suffix(":*") {
-            Some(authority) => (authority, true),
-            None => (rest, false),
+        let (text, any_port) = match text.strip_suffix(":*") {
+            Some(text) => (text, true),
+            None => (text, false),
         };
+        let (scheme, authority) = text.split_once("://")?;
+        let scheme = normalise_scheme(scheme)?;
         let (host, port) = HostPattern::parse(authority)?;
         let port = match (any_port, port) {
             (true, None) => None,
@@ -322,6 +322,39 @@ mod tests {
             "bücher.example",
         ] {
             assert_eq!(text.parse::<Host>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        for (text, expected) in [
+            ("null", "null"),
+            ("file://", "file://"),
+            ("file:///home/page.html", "file://"),
+            ("HTTP://EXAMPLE.com", "http://example.com"),
+            ("https://example.com:443", "https://example.com"),
+            ("http://[::1]:3000", "http://[::1]:3000"),
+            ("Capacitor://localhost", "capacitor://localhost"),
+            ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+            ("http://localhost:1/path?query", "http://localhost:1"),
+        ] {
+            assert_eq!(text.parse::<Origin>().unwrap().to_string(), expected);
+        }
+        for text in [
+            "",
+            "/",
+            "*",
+            "nonsense",
+            "example.com",
+            "://example.com",
+            "http://",
+            "http:///path",
+            "http://a b",
+            "http://user@example.com",
+            "http://example.com:http",
+            "a b://example.com",
+        ] {
+            assert_eq!(text.parse::<Origin>(), Err(()), "{text}");
         }
     }
 

@@ -1,6 +1,5 @@
 //! The page in a real browser, against the real binary.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use fantoccini::actions::KeyAction;
@@ -8,7 +7,7 @@ use fantoccini::key::Key;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
@@ -18,6 +17,7 @@ use tokio_tungstenite::{WebSocketStream, accept_async, accept_hdr_async};
 use crate::chromium::*;
 use crate::harness::*;
 use crate::process::*;
+use crate::proxy::Proxy;
 
 const GREETING: &str = "Welcome! You’re now in the broadcast room.";
 const ATTACK: &str = "<img src=x onerror='window.broken = true'>";
@@ -629,49 +629,52 @@ async fn malformed_events_do_not_break_the_page() {
     assert_eq!(page.run("return faults").await, json!([]));
 }
 
-/// A proxy between a browser and a server, whose connections can be cut.
-struct Proxy {
-    address: SocketAddr,
-    task: JoinHandle<()>,
+/// Has an `EventSource` on a page of the server, whose name is `host`, follow a room.
+async fn event_source(page: &Page<'_>, host: &str, server: &Process) {
+    let port = server.address.port();
+    page.goto(&format!("http://{host}:{port}/livez")).await;
+    page.run(
+        "window.got = []; window.source = new EventSource('/room'); \
+         source.onmessage = (event) => got.push(event.data)",
+    )
+    .await;
 }
 
-impl Proxy {
-    async fn to(server: SocketAddr) -> Self {
-        Self::at("127.0.0.1:0".parse().unwrap(), server).await
-    }
-
-    async fn at(address: SocketAddr, server: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let task = tokio::spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (mut near, _) = listener.accept().await.unwrap();
-                connections.spawn(async move {
-                    let mut far = TcpStream::connect(server).await.unwrap();
-                    tokio::io::copy_bidirectional(&mut near, &mut far)
-                        .await
-                        .ok();
-                });
-            }
-        });
-        Self { address, task }
-    }
-
-    /// Cuts all connections and refuses new ones until it is restored.
-    async fn cut(self) -> Cut {
-        self.task.abort();
-        self.task.await.unwrap_err();
-        Cut(self.address)
-    }
-}
-
-/// The address of a proxy that is cut.
-struct Cut(SocketAddr);
-
-impl Cut {
-    async fn restore(self, server: SocketAddr) -> Proxy {
-        Proxy::at(self.0, server).await
+#[tokio::test]
+async fn an_event_source_comes_back_to_a_server_that_was_full_or_restarted() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let page = browser.open("about:blank").await;
+    // To the public name over http, Chromium tells of itself by `Referer` alone.
+    for host in ["127.0.0.1", PUBLIC_NAME] {
+        let options = format!("--mode broadcast --max-connections 2 --allow-host {PUBLIC_NAME}");
+        let mut server = Process::start(&options).await;
+        let address = server.address;
+        let mut clients = [
+            RawClient::connect(address).await,
+            RawClient::connect(address).await,
+        ];
+        clients[0].upgrade("/").await;
+        clients[1].upgrade("/").await;
+        // All places are taken, and it is refused.
+        event_source(&page, host, &server).await;
+        next_line(&mut server.log, "no place left").await;
+        next_line(&mut server.log, "no place left").await;
+        drop(clients);
+        page.until("source.readyState === EventSource.OPEN").await;
+        server.request("POST /room", "", "one").await;
+        page.until("got.at(-1) === 'one'").await;
+        // It is shut down, and started again.
+        server.signal("-TERM").await;
+        assert_eq!(server.exit_code().await, Some(0));
+        page.until("source.readyState === EventSource.CONNECTING")
+            .await;
+        let again = format!("--host 127.0.0.1 --port {} {options}", address.port());
+        let server = Process::spawn(wscast(&again)).await;
+        page.until("source.readyState === EventSource.OPEN").await;
+        server.request("POST /room", "", "two").await;
+        page.until("got.at(-1) === 'two'").await;
     }
 }
 

@@ -21,6 +21,9 @@ use url::Url;
 
 use crate::harness::PATIENCE;
 
+/// A name that leads browsers here, and is not one of this machine.
+pub(crate) const PUBLIC_NAME: &str = "wscast.test";
+
 /// A browser is heavy: one runs at a time.
 static RUNNING: Mutex<()> = Mutex::const_new(());
 
@@ -81,6 +84,7 @@ impl Browser {
             .split_whitespace()
             .map(str::to_owned)
             .collect();
+        flags.push(format!("--host-resolver-rules=MAP {PUBLIC_NAME} 127.0.0.1"));
         flags.push(format!(
             "--user-data-dir={}",
             profile.path().join("profile").display()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use socket2::{SockFilter, SockRef};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 use wscast::config::Config;
 
@@ -21,16 +21,6 @@ async fn follow(server: &TestServer) -> RawClient {
 
 async fn post(server: &TestServer, text: &str) {
     assert_eq!(server.request("POST /", "", text).await.code, 201);
-}
-
-/// Reads an event stream up to `end`.
-async fn read_to(client: &mut RawClient, end: &str) -> String {
-    let mut read = Vec::new();
-    while !read.ends_with(end.as_bytes()) {
-        let byte = timeout(PATIENCE, client.stream.read_u8()).await;
-        read.push(byte.expect("nothing comes").unwrap());
-    }
-    String::from_utf8(read).unwrap()
 }
 
 /// Waits until no connection has a place, which takes at most `limit`.
@@ -61,7 +51,7 @@ async fn the_place_of_a_closed_event_stream_is_free_at_once_after_stray_bytes_as
         let mut client = follow(&server).await;
         client.send(stray).await;
         post(&server, "x").await;
-        read_to(&mut client, "data: x\n\n").await;
+        client.read_to("data: x\n\n").await;
         drop(client);
         free_within(Duration::from_secs(1), &server).await;
     }
@@ -74,10 +64,10 @@ async fn a_half_closed_event_stream_goes_on_until_it_is_closed() {
         let mut client = follow(&server).await;
         client.send(stray).await;
         client.stream.shutdown().await.unwrap();
-        read_to(&mut client, ":\n\n").await;
+        client.read_to(":\n\n").await;
         for text in ["1", "2"] {
             post(&server, text).await;
-            let event = read_to(&mut client, "\n\n").await;
+            let event = client.read_to("\n\n").await;
             assert!(event.ends_with(&format!("data: {text}\n\n")), "{event}");
         }
         client.stream.set_zero_linger().unwrap();
@@ -94,7 +84,7 @@ async fn a_client_that_half_closes_behind_its_request_gets_its_events() {
     client.stream.shutdown().await.unwrap();
     client.read_head().await;
     post(&server, "hi").await;
-    read_to(&mut client, "data: hi\n\n").await;
+    client.read_to("data: hi\n\n").await;
 }
 
 #[tokio::test]
@@ -103,7 +93,7 @@ async fn stray_bytes_do_not_turn_the_end_into_a_reset() {
     let mut client = follow(&server).await;
     client.send("stray").await;
     post(&server, "x").await;
-    read_to(&mut client, "data: x\n\n").await;
+    client.read_to("data: x\n\n").await;
     server.stop().await;
     assert!(client.read_to_end().await.ends_with(b"retry: 1000\n\n"));
     let error = client.stream.take_error().unwrap();

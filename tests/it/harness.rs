@@ -343,6 +343,9 @@ pub(crate) async fn read_frame(
     Ok((first, payload))
 }
 
+/// The header line that keeps a connection, for [`RawClient::request`].
+pub(crate) const ALIVE: &str = "Connection: keep-alive\r\n";
+
 /// A client that sends and receives bytes.
 pub(crate) struct RawClient {
     pub(crate) stream: TcpStream,
@@ -382,16 +385,17 @@ impl RawClient {
 
     /// Reads a response up to the end of its head.
     pub(crate) async fn read_head(&mut self) -> String {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(
-                timeout(PATIENCE, self.stream.read_u8())
-                    .await
-                    .unwrap()
-                    .unwrap(),
-            );
+        self.read_to("\r\n\r\n").await
+    }
+
+    /// Reads up to `end`.
+    pub(crate) async fn read_to(&mut self, end: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(end.as_bytes()) {
+            let byte = timeout(PATIENCE, self.stream.read_u8()).await;
+            read.push(byte.expect("nothing comes").unwrap());
         }
-        String::from_utf8(head).unwrap()
+        String::from_utf8(read).unwrap()
     }
 
     /// Reads to the end of the connection.
@@ -452,14 +456,7 @@ impl RawClient {
         } else if answer.field("connection") == Some("close") {
             body = self.read_to_end().await;
         } else if is_chunked {
-            while !body.ends_with(b"0\r\n\r\n") {
-                body.push(
-                    timeout(PATIENCE, self.stream.read_u8())
-                        .await
-                        .unwrap()
-                        .unwrap(),
-                );
-            }
+            body = self.read_to("0\r\n\r\n").await.into_bytes();
         } else {
             body.resize(length.unwrap_or(0), 0);
             let read = self.stream.read_exact(&mut body);

@@ -9,8 +9,6 @@ use wscast::config::Size;
 
 use crate::harness::*;
 
-const ALIVE: &str = "Connection: keep-alive\r\n";
-
 /// Waits until the server has closed the connection; returns what it has written before.
 async fn end_of(client: &mut RawClient) -> Vec<u8> {
     client.read_to_end().await

@@ -15,27 +15,36 @@ pub(crate) struct Nginx {
     _folder: tempfile::TempDir,
 }
 
-/// The README's configuration, listening at `address`, in front of the server at `server`.
-fn configuration(address: SocketAddr, server: SocketAddr) -> String {
+/// The README's configuration, listening at `address`, in front of the server at `server`, with `more`
+/// for its location.
+fn configuration(address: SocketAddr, server: SocketAddr, more: &str) -> String {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("```nginx\n").unwrap();
     let (block, _) = rest.split_once("```").unwrap();
-    assert!(block.contains("listen 80 ") && block.contains("http://127.0.0.1:8765"));
-    block
-        .replace("listen 80 ", &format!("listen {address} "))
-        .replace("127.0.0.1:8765", &server.to_string())
+    let replace = |text: &str, old: &str, new: &str| {
+        assert_eq!(text.matches(old).count(), 1, "{old}");
+        text.replace(old, new)
+    };
+    let block = replace(block, "listen 80 ", &format!("listen {address} "));
+    let block = replace(&block, "127.0.0.1:8765", &server.to_string());
+    replace(&block, "location / {", &format!("location / {{ {more}"))
 }
 
 impl Nginx {
     /// An nginx in front of the server at `server`; none where nginx is not installed, which
     /// `WSCAST_TEST_ALL` does not allow.
     pub(crate) async fn in_front_of(server: SocketAddr) -> Option<Self> {
+        Self::configured(server, "").await
+    }
+
+    /// The same, with `more` in its configuration of a location.
+    pub(crate) async fn configured(server: SocketAddr, more: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display().to_string();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let block = configuration(address, server);
+        let block = configuration(address, server, more);
         let config = format!(
             "daemon off; master_process off; pid {path}/pid; error_log {path}/error.log; worker_processes 1;\n\
              events {{ }}\n\
