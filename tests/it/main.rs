@@ -23,6 +23,7 @@ mod nginx;
 mod plain_http;
 mod process;
 mod proxy;
+mod readme;
 mod receipts;
 mod requests;
 mod room_names;
