@@ -6,8 +6,8 @@ use std::task::{Context, Waker};
 
 use crate::config::{Config, Mode, Size};
 use crate::format::{BatchBuilder, Outbox, Plain};
-use crate::message::Kind;
-use crate::room::{Follow, Room, Subscription};
+use crate::message::{Kind, MessageId};
+use crate::room::{Follow, Origin, Room, Subscription};
 
 /// Clients that keep up with one room, which keeps no history.
 #[derive(Debug)]
@@ -31,10 +31,14 @@ impl Audience {
             config.service.mode,
             &config.history,
             &config.limits,
-            1,
+            Origin {
+                next: MessageId { epoch: 1, seq: 1 },
+                tail: Vec::new(),
+                archive: None,
+            },
             Arc::default(),
         ));
-        let subscribe = || room.subscribe(Follow::default()).0;
+        let subscribe = || room.subscribe(Follow::default(), false).0;
         Self {
             plain: Plain::new(&config.service),
             builder: BatchBuilder::default(),
@@ -47,7 +51,8 @@ impl Audience {
     pub fn publish(&mut self, text: &[u8]) {
         self.plain.encode(Kind::Text, text, &mut self.builder);
         let frames = self.builder.take().expect("it was encoded just now");
-        self.room.deliver(frames).expect("the room is not sealed");
+        let delivery = self.room.append(frames, false, |_| {});
+        delivery.expect("the room is not sealed");
     }
 
     /// Has each client take what waits for it; returns how many had something.

@@ -7,6 +7,7 @@ pub(crate) mod message_log;
 pub(crate) mod record;
 pub(crate) mod session;
 pub(crate) mod unfinished;
+mod unplaced;
 pub(crate) mod websocket;
 
 use crate::config::{Config, Mode, Times};

@@ -38,6 +38,9 @@ pub(crate) enum Disconnect {
     /// An incomplete message did not grow for `--write-timeout`.
     #[error("too slow: sent nothing more of a message for the write timeout")]
     Unfinished,
+    /// A message of the client could not be taken, and its format has no event that says so.
+    #[error("store unavailable: a message was not taken")]
+    Unavailable,
     /// The client closed the connection without a close frame, as a program that exits does.
     #[error("gone")]
     Gone,
@@ -55,7 +58,9 @@ impl Disconnect {
             Self::NotUtf8 => CloseCode::Invalid,
             Self::TooBig => CloseCode::Size,
             Self::NoPong => CloseCode::Error,
-            Self::Behind | Self::Stalled | Self::NoSpace | Self::Unfinished => CloseCode::Again,
+            Self::Behind | Self::Stalled | Self::NoSpace | Self::Unfinished | Self::Unavailable => {
+                CloseCode::Again
+            }
             Self::ByClient(code) => return *code,
             Self::Gone | Self::Transport(_) => return None,
         };
@@ -74,6 +79,11 @@ impl Disconnect {
                 })
             }
         }
+    }
+
+    /// Whether the connection is gone, so that nothing can be written.
+    pub(crate) fn is_of_transport(&self) -> bool {
+        matches!(self, Self::Gone | Self::Transport(_) | Self::Stalled)
     }
 
     /// Whether the client's bytes are no longer read as WebSocket frames.
@@ -117,6 +127,7 @@ mod tests {
         assert_eq!(code(Disconnect::Stalled), Some(1013));
         assert_eq!(code(Disconnect::NoSpace), Some(1013));
         assert_eq!(code(Disconnect::Unfinished), Some(1013));
+        assert_eq!(code(Disconnect::Unavailable), Some(1013));
         assert_eq!(code(Disconnect::Gone), None);
         assert_eq!(
             code(Disconnect::Transport(io::ErrorKind::BrokenPipe.into())),

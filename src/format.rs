@@ -29,12 +29,12 @@ pub(crate) enum Format {
     EventStream,
 }
 
-/// The messages of `batch` from sequence number `from` on.
+/// The messages of `batch` from position `from` on.
 pub(crate) fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
     if format == Format::Plain {
         return batch.frames_from(from);
     }
-    let skipped = from.saturating_sub(batch.seqs().start) as usize;
+    let skipped = from.saturating_sub(batch.positions().start) as usize;
     rendition(&batch, format).messages_from(skipped).into()
 }
 
@@ -72,6 +72,8 @@ fn encode(event: &Event<'_>, format: Format, bytes: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod testing {
+    use std::time::SystemTime;
+
     use super::{Arc, Batch, BatchBuilder, Plain};
     use crate::config::Config;
     use crate::message::{Kind, MessageId};
@@ -94,7 +96,12 @@ mod testing {
             plain.encode(*kind, payload, &mut builder);
         }
         let first = MessageId { epoch: 1, seq: 1 };
-        Arc::new(Batch::new(first, builder.take().unwrap()))
+        Arc::new(Batch::new(
+            1,
+            first,
+            SystemTime::now(),
+            builder.take().unwrap(),
+        ))
     }
 }
 

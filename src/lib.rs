@@ -5,6 +5,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by it"))]
 
+#[cfg(test)]
+extern crate self as wscast;
+
 pub(crate) mod admission;
 #[doc(hidden)]
 pub mod audience;
@@ -20,6 +23,12 @@ pub mod ops;
 pub(crate) mod protocol;
 pub(crate) mod room;
 pub mod server;
+#[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
 pub(crate) mod store;
 pub mod tools;
 pub(crate) mod transport;
+
+#[cfg(test)]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+#[path = "../tests/it/harness.rs"]
+mod harness;

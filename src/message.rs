@@ -1,7 +1,8 @@
-//! The id of a message, and its kind.
+//! The id of a message, its kind, and the store that cannot take it.
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// The id of a message in its room, written `<epoch>-<seq>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +46,14 @@ impl FromStr for MessageId {
             seq: number(seq)?,
         })
     }
+}
+
+/// The store that keeps the logs cannot be used now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the store is unavailable")]
+pub(crate) struct Unavailable {
+    /// When it may be worth another try.
+    pub(crate) retry_after: Duration,
 }
 
 /// The kind of a WebSocket message.

@@ -1,6 +1,8 @@
 //! A room: one ordered log, and the clients that follow it.
 
+pub(crate) mod archive;
 pub(crate) mod history;
+pub(crate) mod ids;
 pub(crate) mod log;
 pub(crate) mod name;
 pub(crate) mod queue;
@@ -8,7 +10,7 @@ pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 
-pub(crate) use log::{Delivery, Follow, Room, Sealed, Start};
+pub(crate) use archive::Archive;
+pub(crate) use log::{Delivery, Follow, Origin, Placed, Room, Sealed, Start};
 pub(crate) use name::RoomName;
-pub(crate) use receipts::Collector;
 pub(crate) use subscription::Subscription;

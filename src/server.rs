@@ -86,12 +86,17 @@ impl Server {
     /// # Errors
     /// One line that names the option and the remedy.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        Self::bind_with(config, Store::memory()).await
+    }
+
+    /// The same, with logs in `store`.
+    async fn bind_with(config: Config, store: Store) -> anyhow::Result<Self> {
         config.validate().map_err(|message| anyhow!(message))?;
         let listening = &config.listening;
         let listeners = listen(&listening.host, listening.port, &config.times).await?;
         let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
         let only_local = addresses.all(|it| it.ip().to_canonical().is_loopback());
-        let hub = Arc::new(Hub::new(&config, Store::memory()));
+        let hub = Hub::new(&config, store);
         let draining = CancellationToken::new();
         let admission = Admission::new(&config.access, &config.listening.host, only_local);
         let budget = Arc::new(Budget::new(
@@ -343,3 +348,6 @@ fn is_about_one_peer(error: &io::Error) -> bool {
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
     )
 }
+
+#[cfg(test)]
+mod store_tests;

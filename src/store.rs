@@ -1,89 +1,159 @@
-//! The store of the logs: memory only, where it assigns the epochs of the ids.
+//! Where the logs of rooms are kept beyond the tail that memory holds: the seam between the hub and a
+//! store.
+//!
+//! A store decides when a message has an id and may be delivered. It knows rooms by name alone.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+#[cfg(test)]
+pub(crate) mod double;
+mod memory;
 
-/// Holds the logs of all rooms.
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+use std::time::SystemTime;
+
+use futures_util::future::BoxFuture;
+
+use crate::format::{Batch, Frames};
+use crate::message::{MessageId, Unavailable};
+use memory::Memory;
+
+/// Keeps the logs of all rooms.
+///
+/// Rooms that are in memory alone are a case of its own: publishing to them costs no call through a table,
+/// no allocation and no await.
 #[derive(Debug)]
 pub(crate) enum Store {
-    /// In the memory of this process.
-    Memory {
-        /// The newest epoch given to a room.
-        last_epoch: AtomicU64,
-    },
+    /// The memory of the rooms is all there is.
+    Memory(Memory),
+    /// Something beside this process or on its disk.
+    Backend(Arc<dyn Backend>),
+}
+
+/// A store that keeps more of a log than the memory of its room.
+pub(crate) trait Backend: Debug + Send + Sync {
+    /// Delivers to `feed` from now on.
+    fn feed(&self, feed: Weak<dyn Feed>);
+
+    /// Opens the log of the room `name`, or begins it.
+    fn open(&self, name: &str) -> BoxFuture<'static, Result<Opened, Unavailable>>;
+
+    /// The messages of the room `name` with these sequence numbers, as far as they are kept: one run that
+    /// begins with the first of them that is kept, and may end before the last one.
+    fn read(
+        &self,
+        name: &str,
+        seqs: Range<u64>,
+    ) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>>;
+
+    /// Whether it keeps up with what is published: otherwise publishers wait until it is
+    /// [ready](Self::ready). What is published nevertheless is taken.
+    fn is_ready(&self) -> bool;
+
+    /// Waits until it keeps up, or takes nothing at all for now.
+    fn ready(&self) -> BoxFuture<'static, ()>;
+
+    /// Admits one publication.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if nothing can be published now.
+    fn admit(&self) -> Result<NumberedBy, Unavailable>;
+
+    /// Keeps messages that the room `name` has numbered. Called under the lock of that room, in the order
+    /// of the ids: it must not wait.
+    fn keep(&self, name: &str, batch: &Arc<Batch>);
+
+    /// Takes messages for the room `name`, to be numbered. They are delivered or refused exactly once, in
+    /// a bounded time.
+    fn append(&self, name: &str, frames: Frames, ticket: Ticket);
+}
+
+/// What a store has of a log when its room is opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The id of the next message.
+    pub(crate) next: MessageId,
+    /// The last messages, up to that id; as many as the history of a room may hold is enough.
+    pub(crate) tail: Vec<Batch>,
+}
+
+/// A room that is opened.
+pub(crate) enum Opening {
+    /// It can be had now.
+    Now(Opened),
+    /// The store has to be read.
+    Later(BoxFuture<'static, Result<Opened, Unavailable>>),
+}
+
+/// Which side numbers a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NumberedBy {
+    /// The room, which delivers it at once and has the store [keep](Backend::keep) it.
+    Room,
+    /// The store, which [takes](Backend::append) it and delivers it later, through its [`Feed`].
+    Store,
+}
+
+/// Names a publication until the store has delivered or refused it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Ticket(pub(crate) u64);
+
+/// Messages that a store has numbered.
+#[derive(Debug)]
+pub(crate) struct Numbered {
+    /// The id of the first; the others follow it.
+    pub(crate) first: MessageId,
+    /// When they were published.
+    pub(crate) time: SystemTime,
+    pub(crate) frames: Frames,
+    /// The publication of this process that they are, if any.
+    pub(crate) ticket: Option<Ticket>,
+}
+
+/// What a store gives its messages and answers to: the hub.
+pub(crate) trait Feed: Debug + Send + Sync {
+    /// Delivers the next messages of the room `name`.
+    fn deliver(&self, name: &str, messages: Numbered) -> Fed;
+
+    /// Refuses a publication: its messages are in no log.
+    fn refuse(&self, ticket: Ticket, why: Unavailable);
+}
+
+/// What became of messages that a store delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fed {
+    /// They are in the log of their room, now or already.
+    Taken,
+    /// Others have to be delivered before them, from this one on.
+    Gap(MessageId),
+    /// No client needs their room, which is not in memory.
+    Closed,
 }
 
 impl Store {
-    /// A store whose logs end with this process.
+    /// Rooms that end with this process.
     pub(crate) fn memory() -> Self {
-        Self::Memory {
-            last_epoch: AtomicU64::new(0),
+        Self::Memory(Memory::default())
+    }
+
+    /// The backend, if there is one.
+    pub(crate) fn backend(&self) -> Option<&Arc<dyn Backend>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Backend(backend) => Some(backend),
         }
     }
 
-    /// The epoch of a new log: Unix time in milliseconds and three random digits, which tell two
-    /// processes apart that read the same time.
-    ///
-    /// Within a process epochs only grow, even where the clock is set back.
-    pub(crate) fn begin(&self) -> u64 {
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        self.begin_at(since_1970.as_millis() as u64)
-    }
-
-    fn begin_at(&self, millis: u64) -> u64 {
-        let Self::Memory { last_epoch } = self;
-        let digits = RandomState::new().hash_one(millis) % 1000;
-        // `last + 1` where the clock stands still or is set back. Epochs run ahead of the clock only
-        // beyond a thousand logs a millisecond.
-        let next = |last| (millis * 1000 + digits).max(last + 1);
-        let last = last_epoch
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-                Some(next(last))
-            })
-            .expect("the update always gives a value");
-        next(last)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn epochs_are_the_time_and_three_digits_and_only_grow_in_a_process() {
-        let store = Store::memory();
-        let mut last = 0;
-        // The clock stands still, goes on, and is set back by an hour.
-        for now in [5_000_000, 5_000_000, 5_000_001, 1_400_000, 5_000_002] {
-            let epoch = store.begin_at(now);
-            assert!(epoch > last, "{epoch} after {last}");
-            assert!(now == 1_400_000 || epoch / 1000 <= now + 1, "{epoch}");
-            last = epoch;
+    /// Opens the log of the room `name`, or begins it.
+    pub(crate) fn open(&self, name: &str) -> Opening {
+        match self {
+            Self::Memory(memory) => Opening::Now(memory.open()),
+            Self::Backend(backend) => Opening::Later(backend.open(name)),
         }
     }
 
-    #[test]
-    fn epochs_do_not_run_ahead_of_the_clock() {
-        let store = Store::memory();
-        for now in 0..100 {
-            for _ in 0..900 {
-                assert!(store.begin_at(now) / 1000 <= now + 1);
-            }
-        }
-    }
-
-    #[test]
-    fn a_server_that_starts_again_in_the_same_millisecond_has_another_epoch() {
-        let epochs: HashSet<u64> = (0..100)
-            .map(|_| Store::memory().begin_at(1_732_290_000_000))
-            .collect();
-        assert!(epochs.len() > 50, "{epochs:?}");
-        let digits = 1_732_290_000_000_000..1_732_290_000_001_000;
-        assert!(epochs.iter().all(|it| digits.contains(it)));
+    /// Whether it keeps up with what is published.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.backend().is_none_or(|backend| backend.is_ready())
     }
 }

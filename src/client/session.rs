@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::Span;
 
 use crate::client::Settings;
@@ -14,12 +14,13 @@ use crate::client::budget::Budget;
 use crate::client::heartbeat::{Beat, HeartbeatTimer};
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
+use crate::client::unplaced::{Sent, Unplaced};
 use crate::client::websocket::WebSocket;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, BatchBuilder, Chunk, Frames, Outbox, Plain};
-use crate::hub::{Membership, RoomGuard};
-use crate::message::MessageId;
+use crate::format::{self, BatchBuilder, Chunk, Event, Format, Frames, Outbox, Plain};
+use crate::hub::{Membership, Publication, PublishError, RoomGuard};
+use crate::message::{MessageId, Unavailable};
 use crate::protocol::decoder::Received;
 use crate::protocol::frame;
 use crate::room::{Delivery, Subscription};
@@ -40,6 +41,8 @@ pub(crate) struct Session<S> {
     receipt: Option<MessageId>,
     /// Messages read and not yet published.
     batch_builder: BatchBuilder,
+    /// What waits for the store, if anything does.
+    unplaced: Option<Box<Unplaced>>,
     /// Chunks to write next.
     outbox: Outbox,
     /// Times to yield to other tasks before the next read.
@@ -89,6 +92,7 @@ impl<S: Transport> Session<S> {
             last_echoed: None,
             receipt,
             batch_builder,
+            unplaced: None,
             pending_yields: 0,
             record,
             settings,
@@ -98,6 +102,11 @@ impl<S: Transport> Session<S> {
     /// Runs until the client disconnects or is closed, then performs the closing handshake.
     pub(crate) async fn run(&mut self) {
         let Err(why) = self.serve().await;
+        if self.unplaced.is_some() && !why.is_of_transport() {
+            // What it published may still be answered.
+            let limit = self.settings.times.close_timeout.get();
+            timeout(limit, Box::pin(self.write_outcomes())).await.ok();
+        }
         // Before the closing handshake, which may wait for the client.
         self.subscription.leave();
         let why = self.record.why.insert(why);
@@ -128,14 +137,15 @@ impl<S: Transport> Session<S> {
             self.replay().await?;
         }
         self.write().await?;
-        self.publish_read();
+        self.publish_read()?;
         self.write().await
     }
 
     /// Writes the history of an echo room before the first read, so that echoes follow it.
     async fn replay(&mut self) -> Result<(), Disconnect> {
         loop {
-            let sent = self.subscription.replay(&mut self.outbox)?;
+            let (subscription, outbox) = (&mut self.subscription, &mut self.outbox);
+            let sent = poll_fn(|cx| subscription.poll_replay(cx, outbox)).await?;
             if sent == 0 {
                 return Ok(());
             }
@@ -161,10 +171,16 @@ impl<S: Transport> Session<S> {
                 self.pending_yields -= 1;
                 return Poll::Ready(Ok(Pause::Yield));
             }
+            if self.unplaced.is_some() && self.poll_outcomes(cx)? {
+                return Poll::Ready(Ok(Pause::Write));
+            }
             // The outbox is empty here: a client that sends without reading gets backpressure.
-            let read = self.poll_read(cx)?;
+            let read = match self.poll_may_publish(cx) {
+                Poll::Ready(()) => self.poll_read(cx)?,
+                Poll::Pending => Poll::Pending,
+            };
             if read.is_ready() {
-                self.publish_read();
+                self.publish_read()?;
                 self.pending_yields += usize::from(self.socket.end_turn());
                 // Echoes are written at once: the end of the room must not overtake them.
                 if !self.socket.try_write(&mut self.outbox)? {
@@ -208,41 +224,128 @@ impl<S: Transport> Session<S> {
         self.socket.poll_read(cx, sink)
     }
 
+    /// Waits until the store keeps up with what is published.
+    fn poll_may_publish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unplaced.is_none() && self.room_guard.is_ready() {
+            return Poll::Ready(());
+        }
+        let unplaced = self.unplaced.get_or_insert_default();
+        let ready = unplaced.poll_ready(cx, &self.room_guard);
+        if ready.is_pending() {
+            self.socket.pause_reads();
+        } else if unplaced.is_empty() {
+            self.unplaced = None;
+        }
+        ready
+    }
+
     /// Publishes the messages read, batch by batch.
-    fn publish_read(&mut self) {
+    fn publish_read(&mut self) -> Result<(), Disconnect> {
         self.note_received();
         self.take_receipt();
         let mut queues = 0;
         while let Some(frames) = self.batch_builder.take() {
-            queues = self.publish(frames);
+            queues = self.publish(frames)?;
         }
         self.pending_yields += queues / TASKS_PER_YIELD;
+        Ok(())
     }
 
-    /// Publishes a batch, and echoes it in echo mode; returns how many queues it was put into.
-    fn publish(&mut self, frames: Frames) -> usize {
+    /// Publishes a batch; returns how many queues it was put into.
+    fn publish(&mut self, frames: Frames) -> Result<usize, Disconnect> {
         let span = &self.record.span;
-        self.record.received += frames.payloads().len() as u64;
+        let sent = Sent {
+            first: self.record.received + 1,
+            count: frames.payloads().len() as u64,
+        };
+        self.record.received += sent.count;
         if self.settings.log_messages {
             message_log::received(span, &frames);
         }
-        // A sealed room rejects the batch; the session still drains the log before it ends.
-        let Ok(Delivery { batch, queues, .. }) = self.room_guard.publish(frames) else {
-            return 0;
+        match self.room_guard.publish(frames, false) {
+            Ok(Publication::Delivered(delivery)) => self.answer(sent, Ok(delivery)),
+            Err(error) => self.answer(sent, Err(error)),
+            Ok(Publication::Pending(pending)) => {
+                self.unplaced.get_or_insert_default().push(sent, pending);
+                Ok(0)
+            }
+        }
+    }
+
+    /// Answers the client for messages that it sent: with their echo, in echo mode, or with an error
+    /// where they are in no log. Returns how many queues they were put into.
+    fn answer(
+        &mut self,
+        sent: Sent,
+        outcome: Result<Delivery, PublishError>,
+    ) -> Result<usize, Disconnect> {
+        let Delivery { batch, queues, .. } = match outcome {
+            Ok(delivery) => delivery,
+            // The session still drains the log before it ends.
+            Err(PublishError::Sealed) => return Ok(0),
+            Err(PublishError::Unavailable(why)) => {
+                self.report(sent, why)?;
+                return Ok(0);
+            }
         };
         match self.settings.mode {
             Mode::Echo => {
                 self.record.sent += batch.len() as u64;
                 self.last_echoed = Some(batch.last_id());
-                let (format, first) = (self.subscription.format(), batch.seqs().start);
+                let (format, first) = (self.subscription.format(), batch.positions().start);
                 self.outbox.push(format::render(batch, format, first));
             }
             Mode::Broadcast if self.settings.log_messages => {
-                message_log::broadcasting(span, batch.frames());
+                message_log::broadcasting(&self.record.span, batch.frames());
             }
             Mode::Broadcast => {}
         }
-        queues
+        Ok(queues)
+    }
+
+    /// Reports to the client that its messages are in no log.
+    ///
+    /// # Errors
+    /// [`Disconnect::Unavailable`] where its format has no event for that.
+    fn report(&mut self, sent: Sent, why: Unavailable) -> Result<(), Disconnect> {
+        let format = self.subscription.format();
+        if format != Format::Json {
+            return Err(Disconnect::Unavailable);
+        }
+        for message in sent.first..sent.first + sent.count {
+            let error = Event::Error {
+                code: "unavailable",
+                message,
+                retry_after: Some(why.retry_after.as_secs_f64()),
+            };
+            self.outbox
+                .push(format::render_event(&error, format).into());
+        }
+        Ok(())
+    }
+
+    /// Answers for the publications that the store has placed or refused; returns whether the answers
+    /// wait for the socket.
+    fn poll_outcomes(&mut self, cx: &mut Context<'_>) -> Result<bool, Disconnect> {
+        while let Some(unplaced) = &mut self.unplaced
+            && let Poll::Ready((sent, outcome)) = unplaced.poll_outcome(cx)
+        {
+            let queues = self.answer(sent, outcome)?;
+            self.pending_yields += queues / TASKS_PER_YIELD;
+        }
+        Ok(!self.socket.try_write(&mut self.outbox)?)
+    }
+
+    /// Waits for the publications that are in the store, and writes the answers.
+    async fn write_outcomes(&mut self) -> Result<(), Disconnect> {
+        while let Some(unplaced) = &mut self.unplaced
+            && unplaced.has_publications()
+        {
+            let (sent, outcome) = poll_fn(|cx| unplaced.poll_outcome(cx)).await;
+            self.answer(sent, outcome)?;
+            self.write().await?;
+        }
+        Ok(())
     }
 
     /// Writes the whole outbox, and waits for the socket where necessary.
@@ -271,6 +374,7 @@ impl<S: Transport> Session<S> {
                     timer.heartbeat.pinged(Instant::now(), written, last);
                 }
             }
+            Beat::GiveUp if self.unplaced.is_some() => self.socket.pause_reads(),
             Beat::GiveUp => self.read_before_giving_up().await?,
         }
         if let Some(timer) = &mut self.heartbeat_timer {
@@ -308,7 +412,7 @@ impl<S: Transport> Session<S> {
         let read = poll_fn(|cx| Poll::Ready(self.poll_read(cx)));
         if let Poll::Ready(read) = read.await {
             read?;
-            self.publish_read();
+            self.publish_read()?;
             return self.write().await;
         }
         if self.note_received() {
@@ -394,14 +498,14 @@ mod tests {
         });
         change(&mut config);
         let settings = Arc::new(Settings::from(&config));
-        (Arc::new(Hub::new(&config, Store::memory())), settings)
+        (Hub::new(&config, Store::memory()), settings)
     }
 
     impl Peer {
         /// A session in the default room, whose socket buffers `window` bytes.
         async fn join(hub: &Arc<Hub>, settings: &Arc<Settings>, window: usize) -> Self {
             let (stream, theirs) = duplex(window);
-            let membership = hub.join("/", Follow::default()).unwrap();
+            let membership = hub.join("/", Follow::default()).await.unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
             let mut session =
                 Session::new(theirs, ahead, membership, settings.clone(), budget(), span);
@@ -458,8 +562,8 @@ mod tests {
     }
 
     /// Publishes `count` messages of `size` bytes, each alone.
-    fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
-        let publisher = hub.join("/", Follow::default()).unwrap();
+    async fn publish(hub: &Arc<Hub>, count: usize, size: usize) {
+        let publisher = hub.join("/", Follow::default()).await.unwrap();
         for _ in 0..count {
             let mut builder = BatchBuilder::default();
             let payload = vec![7; size];
@@ -469,7 +573,7 @@ mod tests {
                 .encode(Kind::Binary, &payload, &mut builder);
             publisher
                 .room_guard
-                .publish(builder.take().unwrap())
+                .publish(builder.take().unwrap(), false)
                 .unwrap();
         }
     }
@@ -478,7 +582,7 @@ mod tests {
     async fn a_client_that_never_pauses_does_not_starve_others() {
         // In broadcast mode its own messages would wake the session.
         let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
-        let membership = hub.join("/", Follow::default()).unwrap();
+        let membership = hub.join("/", Follow::default()).await.unwrap();
         let mut endless = Stub::new(b"\x81\x82\0\0\0\0hi");
         endless.repeats = true;
         let mut session = Session::new(
@@ -493,7 +597,7 @@ mod tests {
         let published = || {
             let hub = hub.clone();
             tokio::spawn(async move {
-                match hub.read("/", Part::Last, 1).next() {
+                match hub.read("/", Part::Last, 1).await.unwrap().next().await {
                     Some(Piece::Messages(_, seqs)) => seqs.start,
                     _ => 0,
                 }
@@ -552,8 +656,8 @@ mod tests {
     async fn a_client_that_reads_a_backlog_stays_and_is_pinged_behind_it() {
         let (hub, settings) = hub(|_| {});
         // Keeps the room when its publisher leaves.
-        let _room = hub.join("/", Follow::default()).unwrap();
-        publish(&hub, 100, 1000);
+        let _room = hub.join("/", Follow::default()).await.unwrap();
+        publish(&hub, 100, 1000).await;
         let mut peer = Peer::join(&hub, &settings, 64).await;
         for _ in 0..100 {
             tokio::time::sleep(secs(4)).await;
@@ -574,7 +678,7 @@ mod tests {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 64).await;
         assert_eq!(peer.frame().await.0, PING);
-        publish(&hub, 1, 1000);
+        publish(&hub, 1, 1000).await;
         // The pong, half of the message before the deadline, and the rest after it.
         let pong = [0x8a, 0x80, 0, 0, 0, 0];
         peer.stream.write_all(&pong).await.unwrap();
@@ -591,7 +695,7 @@ mod tests {
     async fn a_client_that_does_not_read_is_dropped_at_the_write_timeout() {
         let (hub, settings) = hub(|_| {});
         let peer = Peer::join(&hub, &settings, 64).await;
-        publish(&hub, 1, 1000);
+        publish(&hub, 1, 1000).await;
         assert_eq!(peer.end().await, secs(10));
     }
 
@@ -599,7 +703,7 @@ mod tests {
     async fn every_byte_written_restarts_the_write_timeout() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 64).await;
-        publish(&hub, 1, 1000);
+        publish(&hub, 1, 1000).await;
         for _ in 0..10 {
             tokio::time::sleep(secs(9)).await;
             peer.stream.read_u8().await.unwrap();
@@ -651,7 +755,7 @@ mod tests {
         let message = text("a long message");
         peer.stream.write_all(&message[..8]).await.unwrap();
         yield_now().await;
-        publish(&hub, 1, 1000);
+        publish(&hub, 1, 1000).await;
         // The session does not read during the write.
         for _ in 0..4 {
             tokio::time::sleep(secs(9)).await;
@@ -673,7 +777,7 @@ mod tests {
     async fn a_slow_client_has_time_to_read_up_to_the_close_frame() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
-        publish(&hub, 100, 1000);
+        publish(&hub, 100, 1000).await;
         yield_now().await;
         hub.seal();
         tokio::time::sleep(secs(5)).await;
@@ -707,7 +811,7 @@ mod tests {
     async fn a_client_that_does_not_answer_the_close_frame_is_dropped_at_the_close_timeout() {
         let (hub, settings) = hub(|_| {});
         let mut peer = Peer::join(&hub, &settings, 1 << 20).await;
-        publish(&hub, 3, 5);
+        publish(&hub, 3, 5).await;
         hub.seal();
         for _ in 0..3 {
             assert_eq!(peer.frame().await.1.len(), 5);
@@ -726,10 +830,10 @@ mod tests {
             config.limits.max_queue_bytes = 100.into();
         });
         let mut peer = Peer::join(&hub, &settings, 64).await;
-        publish(&hub, 1, 1000);
+        publish(&hub, 1, 1000).await;
         // The session is in the middle of a write now.
         peer.stream.read_u8().await.unwrap();
-        publish(&hub, 10, 50);
+        publish(&hub, 10, 50).await;
         let mut rest = vec![0; 1003];
         peer.stream.read_exact(&mut rest).await.unwrap();
         assert_eq!(peer.frame().await.1.len(), 50);
@@ -740,7 +844,7 @@ mod tests {
     async fn messages_from_a_client_behind_are_published() {
         let (hub, settings) = hub(|config| config.limits.max_queue_bytes = 1000.into());
         let mut receiver = Peer::join(&hub, &settings, 1 << 20).await;
-        publish(&hub, 10, 1000);
+        publish(&hub, 10, 1000).await;
         for _ in 0..10 {
             assert_eq!(receiver.frame().await.1.len(), 1000);
         }
@@ -758,16 +862,16 @@ mod tests {
     async fn a_client_that_has_caught_up_gets_live_messages() {
         let (hub, settings) = hub(|config| config.limits.max_queue = 1);
         let mut peer = Peer::join(&hub, &settings, 64).await;
-        publish(&hub, 1, 1000);
+        publish(&hub, 1, 1000).await;
         // The session is in the middle of a write now, and its queue overflows.
         peer.stream.read_u8().await.unwrap();
-        publish(&hub, 2, 10);
+        publish(&hub, 2, 10).await;
         let mut rest = vec![0; 1003];
         peer.stream.read_exact(&mut rest).await.unwrap();
         for _ in 0..2 {
             assert_eq!(peer.frame().await.1.len(), 10);
         }
-        publish(&hub, 1, 5);
+        publish(&hub, 1, 5).await;
         assert_eq!(peer.frame().await.1.len(), 5);
         assert_eq!(peer.elapsed(), secs(0));
     }
@@ -775,8 +879,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_echo_client_gets_all_of_the_history_before_its_answers() {
         let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
-        let _room = hub.join("/", Follow::default()).unwrap();
-        publish(&hub, 20, 100);
+        let _room = hub.join("/", Follow::default()).await.unwrap();
+        publish(&hub, 20, 100).await;
         let mut peer = Peer::join(&hub, &settings, 64).await;
         peer.stream.write_all(&text("answer me")).await.unwrap();
         for _ in 0..20 {
@@ -789,7 +893,7 @@ mod tests {
     async fn an_idle_client_costs_little() {
         let (hub, settings) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
-        let membership = hub.join("/", Follow::default()).unwrap();
+        let membership = hub.join("/", Follow::default()).await.unwrap();
         let mut session = Session::new(
             theirs,
             Vec::new(),

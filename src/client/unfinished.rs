@@ -19,7 +19,7 @@ pub(super) struct Progress {
     pub(super) held: usize,
     /// When its last byte was received; time without reads is added.
     pub(super) since: Instant,
-    /// When reads paused for want of space in `--max-incoming`.
+    /// When reads paused, as for want of space in `--max-incoming`.
     pub(super) paused: Option<Instant>,
     pub(super) alarm: Pin<Box<Sleep>>,
 }
@@ -46,23 +46,29 @@ impl<S: Transport> WebSocket<S> {
         let Some(progress) = &mut self.unfinished else {
             return Poll::Ready(Ok(()));
         };
-        let Some(share) = &progress.share else {
-            return Poll::Ready(Ok(()));
-        };
-        match share.poll_room(cx) {
-            Poll::Ready(Ok(())) => {
+        match progress.share.as_ref().map(|share| share.poll_room(cx)) {
+            None | Some(Poll::Ready(Ok(()))) => {
                 if let Some(paused) = progress.paused.take() {
                     progress.since += paused.elapsed();
                 }
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(_)) => Poll::Ready(Err(self.drop_unfinished(Disconnect::NoSpace))),
-            Poll::Pending => {
-                progress.paused.get_or_insert_with(Instant::now);
-                // Counts as received: the heartbeat cannot expect an answer while reads pause.
-                self.has_received = true;
+            Some(Poll::Ready(Err(_))) => {
+                Poll::Ready(Err(self.drop_unfinished(Disconnect::NoSpace)))
+            }
+            Some(Poll::Pending) => {
+                self.pause_reads();
                 Poll::Pending
             }
+        }
+    }
+
+    /// Reads pause for a reason that the client does not know: nothing is expected of it meanwhile.
+    pub(crate) fn pause_reads(&mut self) {
+        // Counts as received: the heartbeat cannot expect an answer.
+        self.has_received = true;
+        if let Some(progress) = &mut self.unfinished {
+            progress.paused.get_or_insert_with(Instant::now);
         }
     }
 

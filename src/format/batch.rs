@@ -40,6 +40,18 @@ impl Frames {
         Self { bytes, marks }
     }
 
+    /// The messages, each with its kind, its frame, and its payload at the end of that.
+    #[cfg(test)]
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Kind, &[u8], &[u8])> {
+        let starts = [0]
+            .into_iter()
+            .chain(self.marks.iter().map(|mark| mark.end));
+        starts
+            .zip(self.payloads())
+            .zip(&self.marks)
+            .map(|((start, (kind, payload)), mark)| (kind, &self.bytes[start..mark.end], payload))
+    }
+
     /// The messages as their sender sent them.
     pub(crate) fn payloads(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
         self.marks
@@ -52,6 +64,7 @@ impl Frames {
 /// clients.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    position: u64,
     first: MessageId,
     time: SystemTime,
     frames: Frames,
@@ -64,11 +77,13 @@ pub(crate) struct Batch {
 const BATCH_COST: usize = size_of::<Batch>() + 64;
 
 impl Batch {
-    /// Gives `frames` their ids: `first`, and those that follow.
-    pub(crate) fn new(first: MessageId, frames: Frames) -> Self {
+    /// Gives `frames` their ids, `first` and those that follow, and their places in a log, from
+    /// `position` on; `time` is when they were published.
+    pub(crate) fn new(position: u64, first: MessageId, time: SystemTime, frames: Frames) -> Self {
         Self {
+            position,
             first,
-            time: SystemTime::now(),
+            time,
             frames,
             renditions: Default::default(),
         }
@@ -99,27 +114,38 @@ impl Batch {
         self.frames.marks.len()
     }
 
-    /// The sequence numbers of its messages.
-    pub(crate) fn seqs(&self) -> Range<u64> {
-        self.first.seq..self.first.seq + self.len() as u64
+    /// Gives its messages the places from `position` on.
+    pub(crate) fn at(self, position: u64) -> Self {
+        Self { position, ..self }
+    }
+
+    /// The places of its messages in the log, as this process counts them: their sequence numbers, as
+    /// long as those of the log go on from one epoch to the next.
+    pub(crate) fn positions(&self) -> Range<u64> {
+        self.position..self.position + self.len() as u64
+    }
+
+    /// The id of its first message.
+    pub(crate) fn first_id(&self) -> MessageId {
+        self.first
     }
 
     /// The id of its last message.
     pub(crate) fn last_id(&self) -> MessageId {
-        self.id(self.seqs().end - 1)
+        self.id(self.positions().end - 1)
     }
 
-    /// The id of the message with sequence number `seq`.
-    pub(crate) fn id(&self, seq: u64) -> MessageId {
+    /// The id of its message at `position`.
+    pub(crate) fn id(&self, position: u64) -> MessageId {
         MessageId {
-            epoch: self.first.epoch,
-            seq,
+            seq: self.first.seq + (position - self.position),
+            ..self.first
         }
     }
 
-    /// The frames of all messages from sequence number `seq` on.
-    pub(crate) fn frames_from(self: Arc<Self>, seq: u64) -> Chunk {
-        let start = match seq.saturating_sub(self.first.seq) {
+    /// The frames of all messages from `position` on.
+    pub(crate) fn frames_from(self: Arc<Self>, position: u64) -> Chunk {
+        let start = match position.saturating_sub(self.position) {
             0 => 0,
             skipped => self.end(skipped as usize),
         };
@@ -141,10 +167,10 @@ impl Batch {
         BATCH_COST + marks + bytes.capacity()
     }
 
-    /// The part of [`cost`](Self::cost) that belongs to its messages from sequence number `seq` on;
+    /// The part of [`cost`](Self::cost) that belongs to its messages from `position` on;
     /// what they share belongs to the last one.
-    pub(crate) fn cost_from(&self, seq: u64) -> usize {
-        match seq.saturating_sub(self.first.seq) as usize {
+    pub(crate) fn cost_from(&self, position: u64) -> usize {
+        match position.saturating_sub(self.position) as usize {
             0 => self.cost(),
             skipped if skipped >= self.len() => 0,
             skipped => self.cost() - skipped * size_of::<Mark>() - self.end(skipped),
@@ -290,10 +316,11 @@ mod tests {
             b"abcdef".to_vec(),
             [mark(1, 1), mark(3, 0), mark(6, 2)].into_iter().collect(),
         );
-        let batch = Arc::new(Batch::new(MessageId { epoch: 7, seq: 5 }, frames));
-        assert_eq!(batch.seqs(), 5..8);
-        for (seq, expected) in [(5, "abcdef"), (6, "bcdef"), (7, "def")] {
-            let mut frames = batch.clone().frames_from(seq);
+        let first = MessageId { epoch: 7, seq: 5 };
+        let batch = Arc::new(Batch::new(5, first, SystemTime::now(), frames));
+        assert_eq!(batch.positions(), 5..8);
+        for (position, expected) in [(5, "abcdef"), (6, "bcdef"), (7, "def")] {
+            let mut frames = batch.clone().frames_from(position);
             assert_eq!(*frames, *expected.as_bytes());
             frames.advance(2);
             assert_eq!(*frames, expected.as_bytes()[2..]);
@@ -310,7 +337,12 @@ mod tests {
         };
         let batch = |bytes: Vec<u8>, marks: &[Mark]| {
             let first = MessageId { epoch: 7, seq: 5 };
-            Batch::new(first, Frames::new(bytes, Marks::from_slice(marks)))
+            Batch::new(
+                5,
+                first,
+                SystemTime::now(),
+                Frames::new(bytes, Marks::from_slice(marks)),
+            )
         };
         let one = batch(vec![0; 2], &[mark(2)]);
         assert_eq!(one.cost(), BATCH_COST + 2);
@@ -318,7 +350,7 @@ mod tests {
         spare.extend([0; 4]);
         let two = batch(spare, &[mark(2), mark(4)]);
         assert_eq!(two.cost(), BATCH_COST + 2 * size_of::<Mark>() + 1000);
-        let costs: Vec<usize> = (4..8).map(|seq| two.cost_from(seq)).collect();
+        let costs: Vec<usize> = (4..8).map(|position| two.cost_from(position)).collect();
         let second = two.cost() - size_of::<Mark>() - 2;
         assert_eq!(costs, [two.cost(), two.cost(), second, 0]);
     }

@@ -40,6 +40,16 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         binary: Option<String>,
     },
+    /// A message of this client is in no log.
+    Error {
+        /// Why: `unavailable` where the store cannot take it.
+        code: &'static str,
+        /// Which one, counted from 1 in its connection.
+        message: u64,
+        /// When it may be worth another try, in seconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after: Option<f64>,
+    },
     /// Messages are missing here.
     Gap {
         /// How many; `None` if that is not known.
@@ -51,12 +61,12 @@ pub(crate) enum Event<'a> {
 pub(crate) fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
     let time = humantime::format_rfc3339_millis(batch.time()).to_string();
     batch
-        .seqs()
+        .positions()
         .zip(batch.frames().payloads())
-        .map(move |(seq, (kind, payload))| {
+        .map(move |(position, (kind, payload))| {
             let is_text = kind == Kind::Text;
             Event::Message {
-                id: batch.id(seq).to_string(),
+                id: batch.id(position).to_string(),
                 time: time.clone(),
                 text: is_text.then(|| String::from_utf8_lossy(payload)),
                 binary: (!is_text).then(|| BASE64.encode(payload)),

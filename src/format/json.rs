@@ -22,12 +22,12 @@ pub(crate) fn to_string(event: &Event<'_>) -> String {
     serde_json::to_string(event).expect("an event has string keys, and a String takes every write")
 }
 
-/// The messages of `batch` with these sequence numbers, as JSON objects: slices of the frames that all
+/// The messages of `batch` at these positions, as JSON objects: slices of the frames that all
 /// clients of the JSON format share.
-pub(crate) fn objects(batch: Arc<Batch>, seqs: Range<u64>) -> impl Iterator<Item = Bytes> {
-    let first = batch.seqs().start;
-    seqs.map(move |seq| {
-        let frame = rendition(&batch, Format::Json).message((seq - first) as usize);
+pub(crate) fn objects(batch: Arc<Batch>, positions: Range<u64>) -> impl Iterator<Item = Bytes> {
+    let first = batch.positions().start;
+    positions.map(move |position| {
+        let frame = rendition(&batch, Format::Json).message((position - first) as usize);
         let header = Header::parse(&frame).map_or(0, |it| it.length as usize);
         frame.slice(header..)
     })

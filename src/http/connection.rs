@@ -212,7 +212,7 @@ mod tests {
         let config = Config::default();
         let routes = Routes::new(
             Arc::new(Settings::from(&config)),
-            Arc::new(Hub::new(&config, Store::memory())),
+            Hub::new(&config, Store::memory()),
             Arc::new(Budget::new(1 << 20, Duration::from_secs(1))),
             Admission::new(&config.access, "localhost", false),
             CancellationToken::new(),

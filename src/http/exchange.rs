@@ -104,8 +104,10 @@ impl Exchange {
 
 /// The answer that refuses `request`.
 fn refuse(request: &Request, refusal: &Refusal) -> Response<Body> {
-    if refusal.is_temporary() && request.is_of_event_source() {
-        return retry_later(refusal);
+    if let Some(time) = refusal.retry_after()
+        && request.is_of_event_source()
+    {
+        return retry_later(refusal, time);
     }
     let mut response = refusal.response();
     if request.has_body {

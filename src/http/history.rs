@@ -27,7 +27,7 @@ const MESSAGES_MAX: usize = 10_000;
 impl Routes {
     /// Messages of a room as a JSON array, the oldest first: the first ones behind `since`, the last ones
     /// before `before`, or the last ones of all.
-    pub(super) fn history(
+    pub(super) async fn history(
         &self,
         request: &Request,
         room: &RoomName,
@@ -41,10 +41,14 @@ impl Routes {
             }
         };
         let limit = request.query.limit()?.unwrap_or(self.hub.history_limit());
-        let reader = self.hub.read(room, part, limit.min(MESSAGES_MAX) as u64);
+        let limit = limit.min(MESSAGES_MAX) as u64;
+        let reader = self.hub.read(room, part, limit).await?;
         let resumed = if reader.resumed { "true" } else { "false" };
-        let pieces = JsonArray::of(reader).map(|bytes| Ok(Frame::data(bytes)));
-        let body = StreamBody::new(stream::iter(pieces)).boxed_unsync();
+        let pieces = stream::unfold(JsonArray::of(reader), async |mut array| {
+            let bytes = array.next().await?;
+            Some((Ok(Frame::data(bytes)), array))
+        });
+        let body = StreamBody::new(pieces).boxed_unsync();
         let mut response = respond_json(StatusCode::OK, body);
         let fields = response.headers_mut();
         fields.insert(RESUMED, HeaderValue::from_static(resumed));
@@ -99,16 +103,13 @@ impl JsonArray {
             self.made.push_back(mem::take(&mut self.copied).into());
         }
     }
-}
 
-impl Iterator for JsonArray {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
+    /// The next bytes; none at the end.
+    async fn next(&mut self) -> Option<Bytes> {
         while self.made.is_empty() && !self.is_complete {
-            match self.reader.next() {
-                Some(Piece::Messages(batch, seqs)) => {
-                    format::json::objects(batch, seqs).for_each(|json| self.push(json));
+            match self.reader.next().await {
+                Some(Piece::Messages(batch, positions)) => {
+                    format::json::objects(batch, positions).for_each(|json| self.push(json));
                 }
                 Some(Piece::Gap(missed)) => {
                     let missed = Some(missed);

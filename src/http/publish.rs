@@ -20,7 +20,8 @@ use super::routes::Routes;
 use crate::client::budget::Share;
 use crate::client::message_log;
 use crate::format::BatchBuilder;
-use crate::hub::JoinError;
+use crate::hub::Publication;
+use crate::message::Kind;
 use crate::room::{Delivery, RoomName};
 
 /// The answer to a POST that is published.
@@ -72,27 +73,18 @@ impl Routes {
             return Err(self.too_big());
         }
 
-        let guard = self.hub.enter(room)?;
-        let mut builder = BatchBuilder::default();
-        guard.plain().encode(kind, &payload, &mut builder);
-        let frames = builder.take().expect("it was encoded just now");
-        if self.settings.log_messages {
-            message_log::received(&Span::current(), &frames);
-        }
-        let sealed = |_| JoinError::Sealed;
-        let (Delivery { batch, clients, .. }, receipts) = match wait {
-            None => (guard.publish(frames).map_err(sealed)?, None),
-            Some(limit) => {
-                let published = guard.publish_with_receipts(frames);
-                let (delivery, collector) = published.map_err(sealed)?;
-                (delivery, Some((collector, limit)))
-            }
-        };
-        if self.settings.log_messages {
-            message_log::broadcasting(&Span::current(), batch.frames());
-        }
+        // A publisher that hangs up meanwhile cannot take its message back: the store has it.
+        let delivery = self
+            .publish_message(room, kind, &payload, wait.is_some())
+            .await?;
+        let Delivery {
+            batch,
+            clients,
+            receipts,
+            ..
+        } = delivery;
         let mut delivered = None;
-        if let Some((collector, limit)) = receipts {
+        if let (Some(collector), Some(limit)) = (receipts, wait) {
             // A publisher that has hung up would keep its place; one that has half-closed gets its answer
             // now.
             select! {
@@ -106,6 +98,34 @@ impl Routes {
             clients,
             delivered,
         })
+    }
+
+    /// Publishes one message, when the store has room for it, and waits until it is delivered.
+    async fn publish_message(
+        &self,
+        room: &RoomName,
+        kind: Kind,
+        payload: &[u8],
+        receipts: bool,
+    ) -> Result<Delivery, Refusal> {
+        let guard = self.hub.enter(room).await?;
+        if !guard.is_ready() {
+            guard.ready().await;
+        }
+        let mut builder = BatchBuilder::default();
+        guard.plain().encode(kind, payload, &mut builder);
+        let frames = builder.take().expect("it was encoded just now");
+        if self.settings.log_messages {
+            message_log::received(&Span::current(), &frames);
+        }
+        let delivery = match guard.publish(frames, receipts)? {
+            Publication::Delivered(delivery) => delivery,
+            Publication::Pending(pending) => pending.await?,
+        };
+        if self.settings.log_messages {
+            message_log::broadcasting(&Span::current(), delivery.batch.frames());
+        }
+        Ok(delivery)
     }
 
     /// Reads a body into a buffer of its own: a slice of hyper's buffer would keep all of that in memory.

@@ -1,7 +1,7 @@
 //! Refusals: 4xx and 5xx answers, each with its reason in one line.
 
 use std::borrow::Cow;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use httpdate::fmt_http_date;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -10,7 +10,8 @@ use hyper::{Response, StatusCode};
 use super::response::{Body, Field, NO_SNIFFING, NO_STORE, TEXT, respond, whole};
 use crate::admission::Refused;
 use crate::client::budget::NoSpace;
-use crate::hub::JoinError;
+use crate::hub::{JoinError, PublishError};
+use crate::message::Unavailable;
 use crate::protocol::handshake::HandshakeError;
 use crate::room::name::NotARoom;
 
@@ -20,6 +21,8 @@ pub(crate) struct Refusal {
     status: StatusCode,
     reason: Cow<'static, str>,
     field: Option<Field>,
+    /// When the same request may succeed.
+    retry_after: Option<Duration>,
 }
 
 impl Refusal {
@@ -30,6 +33,7 @@ impl Refusal {
             status,
             reason: reason.into(),
             field: None,
+            retry_after: None,
         }
     }
 
@@ -56,7 +60,10 @@ impl Refusal {
 
     /// 503: try again in a second.
     pub(crate) fn unavailable(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).with(header::RETRY_AFTER, "1")
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+        }
     }
 
     /// 503: `--max-connections` is reached.
@@ -87,9 +94,9 @@ impl Refusal {
         &self.reason
     }
 
-    /// Whether the same request may succeed later.
-    pub(crate) fn is_temporary(&self) -> bool {
-        self.status == StatusCode::SERVICE_UNAVAILABLE
+    /// When the same request may succeed, if it may at all.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// It as a response.
@@ -97,7 +104,13 @@ impl Refusal {
         // Without `no-store`, caches may store some statuses.
         let fields = [TEXT, NO_STORE, NO_SNIFFING];
         let fields = fields.into_iter().chain(self.field.clone());
-        respond(self.status, fields, whole(format!("{}\n", self.reason)))
+        let mut response = respond(self.status, fields, whole(format!("{}\n", self.reason)));
+        if let Some(time) = self.retry_after {
+            // In seconds (RFC 9110, section 10.2.3).
+            let seconds = HeaderValue::from(time.as_secs_f64().ceil() as u64);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        response
     }
 
     /// It as the bytes of a last response, for a socket that hyper does not write to.
@@ -166,6 +179,25 @@ impl From<JoinError> for Refusal {
         match error {
             JoinError::Full => Self::unavailable("no place for another room, try again later"),
             JoinError::Sealed => Self::draining(),
+            JoinError::Unavailable(why) => why.into(),
+        }
+    }
+}
+
+impl From<PublishError> for Refusal {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Sealed => Self::draining(),
+            PublishError::Unavailable(why) => why.into(),
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(why: Unavailable) -> Self {
+        Self {
+            retry_after: Some(why.retry_after),
+            ..Self::unavailable(format!("{why}, try again later"))
         }
     }
 }

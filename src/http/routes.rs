@@ -1,6 +1,7 @@
 //! The routes: which request gets which answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -111,10 +112,10 @@ impl Routes {
             Resource::Room(room) => room.as_ref().map_err(|error| Refusal::from(*error))?,
         };
         let response = match (&request.method, request.wants) {
-            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, room),
-            (&Method::GET, Wants::Events) => return self.events(request, room),
+            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, room).await,
+            (&Method::GET, Wants::Events) => return self.events(request, room).await,
             (&Method::HEAD, Wants::Events) => event_stream(""),
-            (&Method::GET | &Method::HEAD, Wants::History) => self.history(request, room)?,
+            (&Method::GET | &Method::HEAD, Wants::History) => self.history(request, room).await?,
             (&Method::GET | &Method::HEAD, Wants::Page | Wants::WebSocket) => {
                 respond_page(&request.headers)
             }
@@ -149,7 +150,7 @@ impl Routes {
     }
 
     /// Joins a room as a WebSocket client (RFC 6455, section 4.2.2).
-    fn upgrade(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+    async fn upgrade(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
         let headers = &request.headers;
         let accept = handshake::check(request.version, headers, request.has_body)?;
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
@@ -157,7 +158,7 @@ impl Routes {
             format: if json { Format::Json } else { Format::Plain },
             since: request.since()?,
         };
-        let membership = self.hub.join(room, follow)?;
+        let membership = self.hub.join(room, follow).await?;
         let fields = [
             (header::CONNECTION, "Upgrade"),
             (header::UPGRADE, "websocket"),
@@ -175,12 +176,12 @@ impl Routes {
     }
 
     /// Joins a room as a client of Server-Sent Events (WHATWG HTML, section 9.2).
-    fn events(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+    async fn events(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
         let follow = Follow {
             format: Format::EventStream,
             since: request.since()?,
         };
-        let membership = self.hub.join(room, follow)?;
+        let membership = self.hub.join(room, follow).await?;
         let mut response = event_stream("");
         // It ends with the connection.
         let close = HeaderValue::from_static("close");
@@ -224,8 +225,9 @@ fn event_stream(text: impl Into<Bytes>) -> Response<Body> {
 
 /// What a browser's `EventSource` gets in the place of a 503, after which it would never come back: a
 /// stream that ends, with the time to reconnect and the reason (WHATWG HTML, section 9.2.3).
-pub(super) fn retry_later(refusal: &Refusal) -> Response<Body> {
-    event_stream(format!("retry: 1000\n: {}\n\n", refusal.reason()))
+pub(super) fn retry_later(refusal: &Refusal, time: Duration) -> Response<Body> {
+    let millis = time.as_millis();
+    event_stream(format!("retry: {millis}\n: {}\n\n", refusal.reason()))
 }
 
 #[cfg(test)]

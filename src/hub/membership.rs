@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::RoomGuard;
+use super::{Place, RoomGuard};
 use crate::format::{self, Event, Format};
 use crate::room::{Start, Subscription};
 
@@ -20,7 +20,7 @@ pub(crate) struct Membership {
 impl Membership {
     /// The first event for the client: the welcome, unless it is empty.
     pub(crate) fn greeting(&self) -> Option<Bytes> {
-        let RoomGuard { hub, name, .. } = &self.room_guard;
+        let Place { hub, name } = &self.room_guard.place;
         let format = self.subscription.format();
         if format == Format::Plain {
             return hub.plain.greeting();

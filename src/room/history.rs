@@ -18,11 +18,13 @@ pub(crate) struct History {
     limit: Limit,
     /// Bound of the older bytes retained for clients that are behind.
     behind_bytes: usize,
-    /// Sequence number of the oldest message in memory.
+    /// Whether what is evicted can still be read from a store.
+    archived: bool,
+    /// Position of the oldest message in memory.
     retained_from: u64,
-    /// Sequence number of the oldest message for new clients.
+    /// Position of the oldest message for new clients.
     replay_from: u64,
-    /// Sequence number of the next message.
+    /// Position of the next message.
     next: u64,
     /// Cost of all batches.
     bytes: usize,
@@ -41,14 +43,15 @@ struct Limit {
 const KEPT_SLOTS: usize = 64;
 
 impl History {
-    /// An empty history that replays at most `messages` and `bytes`, and retains `behind_bytes` more
-    /// while a client needs them.
+    /// An empty history that begins at position 1, replays at most `messages` and `bytes`, and retains
+    /// `behind_bytes` more while a client needs them.
     pub(crate) fn new(messages: usize, bytes: usize, behind_bytes: usize) -> Self {
         let messages = if bytes == 0 { 0 } else { messages as u64 };
         Self {
             batches: VecDeque::new(),
             limit: Limit { messages, bytes },
             behind_bytes,
+            archived: false,
             retained_from: 1,
             replay_from: 1,
             next: 1,
@@ -57,18 +60,30 @@ impl History {
         }
     }
 
-    /// Sequence number of the oldest message for new clients; that of the next message where there is
+    /// The same, empty at position `next`, of a log whose earlier messages are in a store: new clients
+    /// get them from there, as many as a history in memory may have.
+    pub(crate) fn archived(self, next: u64) -> Self {
+        Self {
+            archived: true,
+            retained_from: next,
+            replay_from: next.saturating_sub(self.limit.messages).max(1),
+            next,
+            ..self
+        }
+    }
+
+    /// Position of the oldest message for new clients; that of the next message where there is
     /// none.
     pub(crate) fn replay_from(&self) -> u64 {
         self.replay_from
     }
 
-    /// Sequence number of the oldest message in memory.
+    /// Position of the oldest message in memory.
     pub(crate) fn retained_from(&self) -> u64 {
         self.retained_from
     }
 
-    /// Sequence number of the next message.
+    /// Position of the next message.
     pub(crate) fn next(&self) -> u64 {
         self.next
     }
@@ -80,8 +95,8 @@ impl History {
 
     /// Appends the next batch, and [evicts](Self::evict) what no longer fits.
     pub(crate) fn push(&mut self, batch: &Arc<Batch>, needed: Option<u64>) {
-        debug_assert_eq!(batch.seqs().start, self.next);
-        self.next = batch.seqs().end;
+        debug_assert_eq!(batch.positions().start, self.next);
+        self.next = batch.positions().end;
         if self.limit.messages == 0 && self.batches.is_empty() && needed.is_none() {
             // It would be evicted at once.
             (self.retained_from, self.replay_from) = (self.next, self.next);
@@ -100,17 +115,18 @@ impl History {
         self.trim_replay();
         let needed = needed.unwrap_or(self.replay_from).min(self.replay_from);
         while let Some(batch) = self.batches.front()
-            && (batch.seqs().end <= needed
-                || (batch.seqs().end <= self.replay_from
+            && (batch.positions().end <= needed
+                || (batch.positions().end <= self.replay_from
                     && self.bytes - self.replay_bytes > self.behind_bytes))
         {
             self.evict_batch();
         }
         // The batch with `replay_from` stays in memory; older messages in it may count as evicted.
-        self.retained_from = match self.bytes - self.replay_bytes > self.behind_bytes {
+        let retained_from = match self.bytes - self.replay_bytes > self.behind_bytes {
             true => self.replay_from,
-            false => self.retained_from.max(needed),
+            false => needed,
         };
+        self.retained_from = self.retained_from.max(retained_from);
         self.shrink_slots();
     }
 
@@ -122,7 +138,13 @@ impl History {
         self.shrink_slots();
     }
 
-    /// The batches from sequence number `seq` on, oldest first; the first may begin before `seq`.
+    /// Forgets all messages: none of them is in the log any more.
+    pub(crate) fn clear(&mut self) {
+        self.trim_to(0);
+        (self.retained_from, self.replay_from) = (self.next, self.next);
+    }
+
+    /// The batches from position `seq` on, oldest first; the first may begin before `seq`.
     pub(crate) fn batches_from(&self, seq: u64) -> impl Iterator<Item = &Arc<Batch>> {
         self.batches.range(self.position(seq)..)
     }
@@ -132,22 +154,21 @@ impl History {
         let mut at = self.position(self.replay_from);
         // Whole batches first: with a small bound that is all, and no message is counted alone.
         while let Some(batch) = self.batches.get(at)
-            && batch.seqs().start == self.replay_from
-            && (self.next - batch.seqs().end >= messages
+            && batch.positions().start == self.replay_from
+            && (self.next - batch.positions().end >= messages
                 || self.replay_bytes - batch.cost() > bytes)
         {
             self.replay_bytes -= batch.cost();
-            self.replay_from = batch.seqs().end;
+            self.replay_from = batch.positions().end;
             at += 1;
         }
-        while self.replay_from < self.next
+        while let Some(batch) = self.batches.get(at)
             && (self.replay_bytes > bytes || self.next - self.replay_from > messages)
         {
-            let batch = &self.batches[at];
             self.replay_bytes -=
                 batch.cost_from(self.replay_from) - batch.cost_from(self.replay_from + 1);
             self.replay_from += 1;
-            if self.replay_from == batch.seqs().end {
+            if self.replay_from == batch.positions().end {
                 at += 1;
             }
         }
@@ -159,12 +180,15 @@ impl History {
             .batches
             .pop_front()
             .expect("retained bytes belong to a batch");
-        let end = batch.seqs().end;
+        let end = batch.positions().end;
         if self.replay_from < end {
             self.replay_bytes -= batch.cost_from(self.replay_from);
         }
         self.bytes -= batch.cost();
-        (self.retained_from, self.replay_from) = (end, self.replay_from.max(end));
+        self.retained_from = end;
+        if !self.archived {
+            self.replay_from = self.replay_from.max(end);
+        }
     }
 
     fn shrink_slots(&mut self) {
@@ -177,12 +201,14 @@ impl History {
     /// The index of the batch that contains the message `seq`.
     fn position(&self, seq: u64) -> usize {
         self.batches
-            .partition_point(|batch| batch.seqs().end <= seq)
+            .partition_point(|batch| batch.positions().end <= seq)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::format::Frames;
     use crate::format::batch::Mark;
@@ -204,13 +230,11 @@ mod tests {
             })
             .collect();
         let frames = Frames::new(vec![0; end], marks);
-        Arc::new(Batch::new(
-            MessageId {
-                epoch: 1,
-                seq: first,
-            },
-            frames,
-        ))
+        let id = MessageId {
+            epoch: 1,
+            seq: first,
+        };
+        Arc::new(Batch::new(first, id, SystemTime::now(), frames))
     }
 
     #[test]
@@ -297,10 +321,10 @@ mod tests {
             for (sizes, needed) in &batches {
                 let batch = batch(next, sizes);
                 history.push(&batch, *needed);
-                for seq in batch.seqs() {
+                for seq in batch.positions() {
                     model.push_back((seq, batch.cost_from(seq) - batch.cost_from(seq + 1)));
                 }
-                next = batch.seqs().end;
+                next = batch.positions().end;
                 while model.len() > max_messages
                     || model.iter().map(|(_, cost)| cost).sum::<usize>() > max_bytes
                 {
@@ -312,7 +336,7 @@ mod tests {
                 for seq in history.retained_from()..history.next() {
                     let run: Vec<u64> = history
                         .batches_from(seq)
-                        .flat_map(|batch| batch.seqs())
+                        .flat_map(|batch| batch.positions())
                         .skip_while(|it| *it < seq)
                         .collect();
                     prop_assert_eq!(run, (seq..next).collect::<Vec<_>>());

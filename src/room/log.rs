@@ -4,17 +4,20 @@ use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use slab::Slab;
 
+use super::archive::Archive;
 use super::history::History;
+use super::ids::{Ids, Located};
 use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
 use crate::config::{self, Limits, Mode};
 use crate::format::{Batch, Format, Frames};
-use crate::message::MessageId;
+use crate::message::{MessageId, Unavailable};
 
 /// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
 /// messages through its queue.
@@ -24,6 +27,8 @@ pub(crate) struct Room {
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
     pub(super) receipts: Receipts,
+    /// Where messages are that the history has evicted, if anywhere.
+    pub(super) archive: Option<Arc<dyn Archive>>,
     /// Memory of this room's history, readable without the lock.
     pub(super) bytes: AtomicUsize,
     /// The rank by these bytes in the hub.
@@ -34,22 +39,48 @@ pub(crate) struct Room {
 
 #[derive(Debug)]
 pub(super) struct Log {
-    pub(super) epoch: u64,
+    pub(super) ids: Ids,
     pub(super) history: History,
     pub(super) registry: Slab<Member>,
     /// How many of the registry can acknowledge messages; an event stream cannot.
     pub(super) acknowledging: usize,
     /// The clients that read from the history: the next message, and the key.
     pub(super) behind: BTreeSet<(u64, usize)>,
-    pub(super) sealed: bool,
+    /// Publications that the store has not placed yet.
+    in_flight: usize,
+    /// The server is shutting down: no more publications.
+    sealed: bool,
+    /// The position at which the log of the store began anew, last.
+    pub(super) restarted_at: u64,
 }
 
 /// A client in the registry.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) sender: Sender,
-    /// Sequence number of the next message to read from the history; none while the queue is live.
-    pub(super) behind: Option<u64>,
+    pub(super) reads: Reads,
+}
+
+/// Where a client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// Its queue, which is live.
+    Queue,
+    /// The history, from this position on.
+    History(u64),
+    /// The archive: the history need not retain anything for it.
+    Archive,
+}
+
+/// What a room begins with.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// The id of the next message.
+    pub(crate) next: MessageId,
+    /// The last messages before that.
+    pub(crate) tail: Vec<Batch>,
+    /// Where earlier ones are.
+    pub(crate) archive: Option<Arc<dyn Archive>>,
 }
 
 /// How a client subscribes to a room.
@@ -64,7 +95,7 @@ pub(crate) struct Follow {
 /// Where a subscription starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Start {
-    /// Sequence number of its first message.
+    /// Position of its first message.
     pub(crate) next: u64,
     /// The newest message of the room at the join, if there ever was one.
     pub(crate) last: Option<MessageId>,
@@ -75,18 +106,17 @@ pub(crate) struct Start {
 }
 
 impl Log {
-    /// Where a client starts that has the messages up to `since`.
-    pub(super) fn start(&self, since: Option<MessageId>) -> Start {
+    /// Where a client starts that has the messages up to `since`, as [`find`](Room::find) has it.
+    pub(super) fn start(&self, since: Option<Located>) -> Start {
         let (first, end) = (self.history.replay_from(), self.history.next());
-        let last = (end > 1).then_some(MessageId {
-            epoch: self.epoch,
-            seq: end - 1,
-        });
+        let last = Some(self.ids.at(end.saturating_sub(1))).filter(|last| last.seq > 0);
         let (next, resumed, missed) = match since {
             None => (first, false, Some(0)),
-            Some(id) if id.epoch != self.epoch || id.seq >= end => (first, false, None),
-            Some(id) if id.seq + 1 >= self.history.retained_from() => (id.seq + 1, true, Some(0)),
-            Some(id) => (first, false, Some(first - id.seq - 1)),
+            Some(Located::At(next)) if next < self.history.retained_from() => {
+                (first, false, Some(first - next))
+            }
+            Some(Located::At(next) | Located::Earlier(next)) => (next, true, Some(0)),
+            Some(Located::Nowhere) => (first, false, None),
         };
         Start {
             next,
@@ -96,16 +126,32 @@ impl Log {
         }
     }
 
-    /// Sets the next message that a member reads from the history, and its index entry.
-    pub(super) fn set_behind(&mut self, key: usize, behind: Option<u64>) {
-        let before = mem::replace(&mut self.registry[key].behind, behind);
-        before.map(|seq| self.behind.remove(&(seq, key)));
-        behind.map(|seq| self.behind.insert((seq, key)));
+    /// Whether no more messages come.
+    pub(super) fn is_ended(&self) -> bool {
+        self.sealed && self.in_flight == 0
     }
 
-    /// Sequence number of the oldest message that a client behind still needs.
+    fn end_if_sealed(&self) {
+        if self.is_ended() {
+            let members = self.registry.iter();
+            members.for_each(|(_, member)| member.sender.close());
+        }
+    }
+
+    /// Sets where a member reads, and its index entry.
+    pub(super) fn set_reads(&mut self, key: usize, reads: Reads) {
+        let before = mem::replace(&mut self.registry[key].reads, reads);
+        if let Reads::History(position) = before {
+            self.behind.remove(&(position, key));
+        }
+        if let Reads::History(position) = reads {
+            self.behind.insert((position, key));
+        }
+    }
+
+    /// Position of the oldest message that a client behind still needs.
     pub(super) fn needed(&self) -> Option<u64> {
-        self.behind.first().map(|(seq, _)| *seq)
+        self.behind.first().map(|(position, _)| *position)
     }
 }
 
@@ -118,6 +164,19 @@ pub(crate) struct Delivery {
     pub(crate) queues: usize,
     /// How many clients the room has.
     pub(crate) clients: usize,
+    /// The receipts for the last of the messages, where they were requested.
+    pub(crate) receipts: Option<Collector>,
+}
+
+/// What became of messages that a store has placed.
+#[derive(Debug)]
+pub(crate) enum Placed {
+    /// They are in the log now.
+    Delivered(Delivery),
+    /// They were in the log already.
+    Duplicate(Delivery),
+    /// Others have to come before them, from this one on.
+    Gap(MessageId),
 }
 
 /// The room takes no more messages: the server is shutting down.
@@ -126,130 +185,250 @@ pub(crate) struct Delivery {
 pub(crate) struct Sealed;
 
 impl Room {
-    /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
+    /// A room without clients, whose log goes on from `origin`; `total` counts the bytes of all rooms.
     pub(crate) fn new(
         mode: Mode,
         history: &config::History,
         limits: &Limits,
-        epoch: u64,
+        origin: Origin,
         total: Arc<AtomicUsize>,
     ) -> Self {
         let bound = Bound {
             messages: limits.max_queue,
             bytes: limits.max_queue_bytes.bytes(),
         };
-        let history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
-        Self {
+        let Origin {
+            next,
+            tail,
+            archive,
+        } = origin;
+        let mut history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
+        let first = tail.first().map_or(next, Batch::first_id);
+        if archive.is_some() {
+            history = history.archived(first.seq);
+        }
+        let mut ids = Ids::new(first.seq, first);
+        for batch in tail {
+            let (position, first) = (history.next(), batch.first_id());
+            if ids.at(position) != first {
+                ids.begin(first);
+            }
+            history.push(&Arc::new(batch), None);
+        }
+        if ids.at(history.next()) != next {
+            ids.begin(next);
+        }
+        let room = Self {
             mode,
             bound,
             log: Mutex::new(Log {
-                epoch,
+                ids,
                 history,
                 registry: Slab::new(),
                 acknowledging: 0,
                 behind: BTreeSet::new(),
+                in_flight: 0,
                 sealed: false,
+                restarted_at: 0,
             }),
             receipts: Receipts::default(),
+            archive,
             bytes: AtomicUsize::new(0),
             rank: AtomicUsize::new(0),
             total,
-        }
+        };
+        room.account(&room.log.lock().history);
+        room
     }
 
-    /// Appends messages to the log and, in broadcast mode, to every live queue. Never waits for a client.
+    /// Numbers messages, appends them to the log and, in broadcast mode, to every live queue. Never waits
+    /// for a client. `keep` gets the batch under the lock: the order of its calls is that of the ids.
+    ///
+    /// With `receipts`, requests one for the last of the messages from every client that can acknowledge.
     ///
     /// # Errors
     /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
-    pub(crate) fn deliver(&self, frames: Frames) -> Result<Delivery, Sealed> {
-        self.append(&mut self.log.lock(), frames)
-    }
-
-    /// As [`deliver`](Self::deliver), and requests a receipt for the last of the messages from every
-    /// client that can acknowledge.
-    ///
-    /// # Errors
-    /// As [`deliver`](Self::deliver).
-    pub(crate) fn deliver_with_receipts(
+    pub(crate) fn append(
         self: &Arc<Self>,
         frames: Frames,
-    ) -> Result<(Delivery, Collector), Sealed> {
+        receipts: bool,
+        keep: impl FnOnce(&Arc<Batch>),
+    ) -> Result<Delivery, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
             return Err(Sealed);
         }
-        let seq = log.history.next() + frames.payloads().len() as u64 - 1;
-        // Before the clients can read the message, which makes them look for requests.
-        self.receipts.expect(seq, log.acknowledging);
-        let collector = Collector {
-            room: self.clone(),
-            seq,
-        };
-        Ok((self.append(&mut log, frames)?, collector))
+        let position = log.history.next();
+        let first = log.ids.at(position);
+        let batch = Arc::new(Batch::new(position, first, SystemTime::now(), frames));
+        keep(&batch);
+        Ok(self.fan_out(&mut log, batch, receipts))
     }
 
-    fn append(&self, log: &mut Log, frames: Frames) -> Result<Delivery, Sealed> {
+    /// Announces a publication that the store has to place: the log ends only after it was
+    /// [concluded](Self::conclude).
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub(crate) fn announce(&self) -> Result<(), Sealed> {
+        let mut log = self.log.lock();
         if log.sealed {
             return Err(Sealed);
         }
-        let first = MessageId {
-            epoch: log.epoch,
-            seq: log.history.next(),
-        };
-        let batch = Arc::new(Batch::new(first, frames));
+        log.in_flight += 1;
+        Ok(())
+    }
+
+    /// Ends what [`announce`](Self::announce) began, whether the publication was delivered or not.
+    #[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
+    pub(crate) fn conclude(&self) {
+        let mut log = self.log.lock();
+        log.in_flight -= 1;
+        log.end_if_sealed();
+    }
+
+    /// Appends messages that the store has numbered, as [`append`](Self::append) does. A new epoch goes
+    /// on with the sequence numbers, or begins the log anew: what it had before is no longer in it.
+    pub(crate) fn deliver(
+        self: &Arc<Self>,
+        first: MessageId,
+        time: SystemTime,
+        frames: Frames,
+        receipts: bool,
+    ) -> Placed {
+        let mut log = self.log.lock();
+        let position = log.history.next();
+        let next = log.ids.at(position);
+        if first < next {
+            let position = log.ids.position(first.seq);
+            return Placed::Duplicate(Delivery {
+                batch: Arc::new(Batch::new(position, first, time, frames)),
+                queues: 0,
+                clients: log.registry.len(),
+                receipts: None,
+            });
+        }
+        if first.epoch == next.epoch && first.seq > next.seq {
+            return Placed::Gap(next);
+        }
+        if first.epoch > next.epoch && first.seq == next.seq {
+            log.ids.begin(first);
+        } else if first.epoch > next.epoch {
+            log.ids = Ids::new(position, first);
+            log.restarted_at = position;
+            log.history.clear();
+        }
+        let batch = Arc::new(Batch::new(position, first, time, frames));
+        Placed::Delivered(self.fan_out(&mut log, batch, receipts))
+    }
+
+    fn fan_out(self: &Arc<Self>, log: &mut Log, batch: Arc<Batch>, receipts: bool) -> Delivery {
+        let first = batch.positions().start;
+        let receipts = receipts.then(|| {
+            let position = batch.positions().end - 1;
+            // Before the clients can read the message, which makes them look for requests.
+            self.receipts.expect(position, log.acknowledging);
+            let room = self.clone();
+            Collector { room, position }
+        });
         let mut queues = 0;
         if self.mode == Mode::Broadcast {
             for (key, member) in &mut log.registry {
-                if member.behind.is_some() {
+                if member.reads != Reads::Queue {
                     continue;
                 }
                 if member.sender.send(&batch, self.bound) {
                     queues += 1;
                 } else {
-                    member.behind = Some(first.seq);
-                    log.behind.insert((first.seq, key));
+                    member.reads = Reads::History(first);
+                    log.behind.insert((first, key));
                 }
             }
         }
         let needed = log.needed();
         log.history.push(&batch, needed);
         self.account(&log.history);
-        let clients = log.registry.len();
-        Ok(Delivery {
+        Delivery {
             batch,
             queues,
-            clients,
-        })
+            clients: log.registry.len(),
+            receipts,
+        }
+    }
+
+    /// Where the message behind `id` is. Where only the archive can tell, `is_archived` is what it told.
+    pub(super) fn find(&self, log: &Log, id: MessageId, is_archived: bool) -> Located {
+        match self.locate(log, id) {
+            Located::Earlier(_) if !is_archived => Located::Nowhere,
+            located => located,
+        }
+    }
+
+    /// Where the message behind `id` is: [earlier](Located::Earlier) if only the archive can tell.
+    fn locate(&self, log: &Log, id: MessageId) -> Located {
+        match log.ids.locate(id, log.history.next()) {
+            Located::At(next) if self.archive.is_some() && next < log.history.retained_from() => {
+                Located::Earlier(next)
+            }
+            Located::Earlier(_) if self.archive.is_none() => Located::Nowhere,
+            located => located,
+        }
+    }
+
+    /// Whether the archive has `id`, where nothing else can tell: it has that message, or forgot it last.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if the archive cannot be asked.
+    pub(crate) async fn is_archived(&self, id: MessageId) -> Result<bool, Unavailable> {
+        let Some(archive) = &self.archive else {
+            return Ok(false);
+        };
+        if !matches!(self.locate(&self.log.lock(), id), Located::Earlier(_)) {
+            return Ok(false);
+        }
+        let found = archive.read(id.seq..id.seq.saturating_add(2)).await?;
+        let first = found.first().map(Batch::first_id);
+        Ok(first.is_some_and(|first| {
+            first.epoch == id.epoch && (first.seq == id.seq || first.seq == id.seq + 1)
+        }))
     }
 
     /// Subscribes to the log: first the history, then live messages, without a gap between them.
     ///
-    /// It starts after the id in `follow`, where all later messages are retained, and else with the
-    /// whole replay.
-    pub(crate) fn subscribe(self: &Arc<Self>, follow: Follow) -> (Subscription, Start) {
+    /// It starts after the id in `follow`, where all later messages are retained or that id
+    /// [is archived](Self::is_archived), and else with the whole replay.
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        follow: Follow,
+        is_archived: bool,
+    ) -> (Subscription, Start) {
         let mut log = self.log.lock();
-        let start = log.start(follow.since);
+        let since = follow.since.map(|id| self.find(&log, id, is_archived));
+        let start = log.start(since);
         let joined_at = log.history.next();
         let (sender, receiver) = queue::channel();
         let key = log.registry.insert(Member {
             sender,
-            behind: None,
+            reads: Reads::Archive,
         });
         let unacknowledged = Unacknowledged::new(follow.format, joined_at);
         log.acknowledging += usize::from(unacknowledged.is_possible());
-        log.set_behind(key, Some(start.next));
+        log.set_reads(key, Reads::History(start.next));
         let mut subscription = Subscription {
             room: self.clone(),
             receiver,
             key: Some(key),
-            epoch: log.epoch,
+            epoch: log.ids.at(joined_at).epoch,
             format: follow.format,
             source: Source::History,
+            reading: None,
             missed: 0,
+            is_anywhere: self.archive.is_some() && !start.resumed,
             unacknowledged,
             next: start.next,
             last: None,
             joined_at,
+            restarted_at: log.restarted_at,
             taken: Batches::new(),
         };
         // The only error here is that of a sealed room, which the first poll returns again.
@@ -257,13 +436,11 @@ impl Room {
         (subscription, start)
     }
 
-    /// Seals the log: no more messages. Its clients drain it, then are closed.
+    /// Seals the log: no more publications. Its clients drain it, then are closed.
     pub(crate) fn seal(&self) {
         let mut log = self.log.lock();
         log.sealed = true;
-        log.registry
-            .iter()
-            .for_each(|(_, member)| member.sender.close());
+        log.end_if_sealed();
     }
 
     /// Whether the history retains no message.
@@ -336,7 +513,12 @@ pub(crate) mod tests {
             limits,
             ..
         } = config;
-        Room::new(service.mode, history, limits, epoch, total)
+        let origin = Origin {
+            next: MessageId { epoch, seq: 1 },
+            tail: Vec::new(),
+            archive: None,
+        };
+        Room::new(service.mode, history, limits, origin, total)
     }
 
     pub(crate) fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {
@@ -369,19 +551,19 @@ pub(crate) mod tests {
 
         pub(crate) fn publish(&mut self, count: u64) {
             let frames = self.encode(count);
-            let batch = self.room.deliver(frames).unwrap().batch;
-            assert_eq!(batch.seqs(), self.last + 1..self.last + count + 1);
+            let batch = self.room.append(frames, false, |_| {}).unwrap().batch;
+            assert_eq!(batch.positions(), self.last + 1..self.last + count + 1);
             self.last += count;
         }
 
         /// Publishes one message, and requests receipts for it.
         pub(crate) fn publish_with_receipts(&mut self) -> Collector {
             let frames = self.encode(1);
-            let (delivery, collector) = self.room.deliver_with_receipts(frames).unwrap();
+            let delivery = self.room.append(frames, true, |_| {}).unwrap();
             self.last += 1;
             self.clients = delivery.clients;
             assert_eq!(delivery.batch.last_id().seq, self.last);
-            collector
+            delivery.receipts.unwrap()
         }
 
         /// The next `count` messages.
@@ -399,7 +581,7 @@ pub(crate) mod tests {
             let log = self.room.log.lock();
             log.registry
                 .iter()
-                .filter(|(_, member)| member.behind.is_none())
+                .filter(|(_, member)| member.reads == Reads::Queue)
                 .count()
         }
     }
@@ -437,6 +619,13 @@ pub(crate) mod tests {
             })
     }
 
+    fn poll_replay(
+        subscription: &mut Subscription,
+        frames: &mut Outbox,
+    ) -> Poll<Result<u64, Disconnect>> {
+        subscription.poll_replay(&mut Context::from_waker(Waker::noop()), frames)
+    }
+
     /// Polls until nothing is ready.
     fn take_all(subscription: &mut Subscription) -> Vec<u64> {
         let mut all = Vec::new();
@@ -450,7 +639,7 @@ pub(crate) mod tests {
     fn a_subscription_gets_history_then_live() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 10, 10));
         room.publish(3);
-        let mut subscription = room.room.subscribe(Follow::default()).0;
+        let mut subscription = room.room.subscribe(Follow::default(), false).0;
         room.publish(2);
         assert_eq!(take_all(&mut subscription), [1, 2, 3, 4, 5]);
         room.publish(1);
@@ -460,8 +649,8 @@ pub(crate) mod tests {
     #[test]
     fn a_client_that_overflows_leaves_the_live_registry_and_catches_up_from_the_history() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 4));
-        let mut slow = room.room.subscribe(Follow::default()).0;
-        let mut fast = room.room.subscribe(Follow::default()).0;
+        let mut slow = room.room.subscribe(Follow::default(), false).0;
+        let mut fast = room.room.subscribe(Follow::default(), false).0;
         for _ in 0..10 {
             room.publish(1);
             assert_eq!(take_all(&mut fast), [room.last]);
@@ -478,7 +667,7 @@ pub(crate) mod tests {
         let mut config = config(Mode::Broadcast, 0, 100);
         config.limits.max_queue_bytes = Size::from(7);
         let mut room = Numbers::new(&config);
-        let mut one = room.room.subscribe(Follow::default()).0;
+        let mut one = room.room.subscribe(Follow::default(), false).0;
         // Three bytes a frame.
         room.publish(5);
         assert_eq!(take_all(&mut one), [1, 2, 3, 4, 5]);
@@ -497,7 +686,7 @@ pub(crate) mod tests {
     #[test]
     fn a_room_without_a_history_retains_what_a_slow_client_needs() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 0, 1));
-        let mut slow = room.room.subscribe(Follow::default()).0;
+        let mut slow = room.room.subscribe(Follow::default(), false).0;
         (0..5).for_each(|_| room.publish(1));
         assert_eq!(take_all(&mut slow), [1, 2, 3, 4, 5]);
         room.publish(1);
@@ -511,7 +700,7 @@ pub(crate) mod tests {
         for _ in 0..10 {
             room.publish(1);
         }
-        let mut subscription = room.room.subscribe(Follow::default()).0;
+        let mut subscription = room.room.subscribe(Follow::default(), false).0;
         let mut steps = Vec::new();
         while let Poll::Ready(step) = poll_numbers(&mut subscription) {
             steps.push(step.unwrap().len());
@@ -523,10 +712,10 @@ pub(crate) mod tests {
     fn in_echo_mode_only_messages_before_the_join_are_replayed() {
         let mut room = Numbers::new(&config(Mode::Echo, 100, 2));
         (0..3).for_each(|_| room.publish(1));
-        let mut subscription = room.room.subscribe(Follow::default()).0;
+        let mut subscription = room.room.subscribe(Follow::default(), false).0;
         (0..3).for_each(|_| room.publish(1));
         let (mut frames, mut counts) = (Outbox::new(), Vec::new());
-        while let count @ 1.. = subscription.replay(&mut frames).unwrap() {
+        while let Poll::Ready(Ok(count @ 1..)) = poll_replay(&mut subscription, &mut frames) {
             counts.push(count);
         }
         assert_eq!((numbers(&frames), counts), (vec![1, 2, 3], vec![2, 1]));
@@ -562,7 +751,7 @@ pub(crate) mod tests {
             format: Format::Json,
             since: None,
         };
-        let (mut subscription, _) = room.room.subscribe(follow);
+        let (mut subscription, _) = room.room.subscribe(follow, false);
         (0..3).for_each(|_| room.publish(1));
         assert_eq!(events(&mut subscription), ["1", "2", "3"]);
         (0..9).for_each(|_| room.publish(1));
@@ -597,11 +786,11 @@ pub(crate) mod tests {
     #[test]
     fn a_sealed_room_accepts_nothing_and_yields_the_rest_then_its_end() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 100, 2));
-        let mut live = room.room.subscribe(Follow::default()).0;
+        let mut live = room.room.subscribe(Follow::default(), false).0;
         (0..5).for_each(|_| room.publish(1));
-        let mut late = room.room.subscribe(Follow::default()).0;
+        let mut late = room.room.subscribe(Follow::default(), false).0;
         room.room.seal();
-        assert!(room.room.deliver(Frames::default()).is_err());
+        assert!(room.room.append(Frames::default(), false, |_| {}).is_err());
         for subscription in [&mut live, &mut late] {
             let mut all = Vec::new();
             let end = loop {
@@ -621,13 +810,14 @@ pub(crate) mod tests {
         let total = Arc::new(AtomicUsize::new(0));
         let config = config(Mode::Broadcast, 3, 10);
         let plain = Plain::new(&config.service);
-        let rooms = [1, 2].map(|epoch| new_room(&config, epoch, total.clone()));
+        let rooms = [1, 2].map(|epoch| Arc::new(new_room(&config, epoch, total.clone())));
         let mut costs = Vec::new();
         for payload in ["1", "22", "333", "4444"] {
             for room in &rooms {
                 let mut builder = BatchBuilder::default();
                 plain.encode(Kind::Text, payload.as_bytes(), &mut builder);
-                costs.push(room.deliver(builder.take().unwrap()).unwrap().batch.cost());
+                let delivery = room.append(builder.take().unwrap(), false, |_| {}).unwrap();
+                costs.push(delivery.batch.cost());
             }
         }
         // Two rooms, and three of the four messages.
@@ -677,7 +867,7 @@ pub(crate) mod tests {
         ) {
             let mut room = Numbers::new(&config(Mode::Broadcast, history_limit, 1));
             // The room retains more for a client behind than it replays to new ones.
-            let _behind = a_client_is_behind.then(|| room.room.subscribe(Follow::default()));
+            let _behind = a_client_is_behind.then(|| room.room.subscribe(Follow::default(), false));
             for step in steps {
                 match step {
                     Step::Publish(count) => room.publish(count),
@@ -690,7 +880,7 @@ pub(crate) mod tests {
             };
             let since = Some(MessageId { epoch, seq });
             let follow = Follow { since, ..Follow::default() };
-            let (mut subscription, start) = room.room.subscribe(follow);
+            let (mut subscription, start) = room.room.subscribe(follow, false);
             let is_of_this_log = epoch == 1 && seq <= room.last;
             prop_assert_eq!(start.resumed, is_of_this_log && seq + 1 >= retained_from);
             let (from, missed) = match (start.resumed, is_of_this_log) {
@@ -724,7 +914,7 @@ pub(crate) mod tests {
                     Step::Trim => room.room.trim_to(room.room.bytes() / 2),
                     Step::Join => {
                         let next = room.room.log.lock().history.replay_from();
-                        clients.push((room.room.subscribe(Follow::default()).0, next));
+                        clients.push((room.room.subscribe(Follow::default(), false).0, next));
                     }
                     Step::Poll(_) | Step::Leave(_) if clients.is_empty() => {}
                     Step::Poll(which) => {

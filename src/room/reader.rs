@@ -1,8 +1,11 @@
 //! A reader of a log that is no client: for `?history`.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use super::archive::{self, Archive, Reading};
+use super::ids::Located;
 use super::log::Room;
 use crate::format::Batch;
 use crate::message::MessageId;
@@ -23,8 +26,15 @@ pub(crate) enum Part {
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     room: Weak<Room>,
-    /// The sequence numbers that are still to be read.
-    seqs: Range<u64>,
+    archive: Option<Arc<dyn Archive>>,
+    /// What a position is beyond the sequence number there.
+    offset: u64,
+    /// The positions that are still to be read.
+    positions: Range<u64>,
+    /// Messages read from the archive, and not yet given.
+    taken: VecDeque<Arc<Batch>>,
+    /// Whether it begins with what the archive has: nothing before its first message counts as missing.
+    is_anywhere: bool,
     /// Whether it begins right behind the id that was asked for.
     pub(crate) resumed: bool,
 }
@@ -32,69 +42,127 @@ pub(crate) struct Reader {
 /// The next part of what a [`Reader`] reads.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// The messages of this batch that have these sequence numbers.
+    /// The messages of this batch at these positions.
     Messages(Arc<Batch>, Range<u64>),
     /// So many messages were evicted before they were read.
     Gap(u64),
 }
 
 impl Room {
-    /// Reads at most `limit` messages of `part`, of those for new clients or behind a given one.
-    pub(crate) fn read(self: &Arc<Self>, part: Part, limit: u64) -> Reader {
+    /// Reads at most `limit` messages of `part`: of all that are kept, or without an archive of those for
+    /// new clients or behind a given one. `is_archived` is as in [`subscribe`](Self::subscribe).
+    pub(crate) fn read(self: &Arc<Self>, part: Part, limit: u64, is_archived: bool) -> Reader {
         let log = self.log.lock();
-        let (first, end) = (log.history.replay_from(), log.history.next());
+        let first = match self.archive {
+            Some(_) => log.ids.position(1),
+            None => log.history.replay_from(),
+        };
+        let end = log.history.next();
         let last_before = |end: u64| end.saturating_sub(limit).max(first)..end.max(first);
-        let (seqs, resumed) = match part {
+        let epoch = log.ids.at(end).epoch;
+        let (positions, resumed) = match part {
             Part::Last => (last_before(end), false),
             Part::Since(id) => {
-                let start = log.start(Some(id));
+                let start = log.start(Some(self.find(&log, id, is_archived)));
                 let behind = start.next.saturating_add(limit).min(end);
                 (start.next..behind, start.resumed)
             }
-            // Ids of later logs are greater: all of this one is before them, or nothing.
-            Part::Before(id) if id.epoch == log.epoch => (last_before(id.seq.min(end)), false),
-            Part::Before(id) if id.epoch > log.epoch => (last_before(end), false),
-            Part::Before(_) => (first..first, false),
+            Part::Before(id) => match self.find(&log, id, is_archived) {
+                Located::At(behind) | Located::Earlier(behind) => (last_before(behind - 1), false),
+                // Ids of later logs are greater: all of this one is before them, or nothing.
+                Located::Nowhere if id.epoch >= epoch => (last_before(end), false),
+                Located::Nowhere => (first..first, false),
+            },
         };
         Reader {
             room: Arc::downgrade(self),
-            seqs,
+            archive: self.archive.clone(),
+            offset: log.ids.offset(),
+            positions,
+            taken: VecDeque::new(),
+            is_anywhere: self.archive.is_some() && !resumed,
             resumed,
         }
     }
 }
 
-impl Iterator for Reader {
-    type Item = Piece;
-
-    fn next(&mut self) -> Option<Piece> {
-        if self.seqs.is_empty() {
-            return None;
+impl Reader {
+    /// The next messages, or how many are missing; none at the end.
+    pub(crate) async fn next(&mut self) -> Option<Piece> {
+        while !self.positions.is_empty() {
+            if let Some(batch) = self.taken.pop_front() {
+                return Some(self.give(batch));
+            }
+            let first = self.positions.start;
+            let kept_from = match self.look() {
+                Look::Here(batch) => return Some(self.give(batch)),
+                Look::Evicted { before, reading } => {
+                    if let Some(reading) = reading {
+                        self.taken = reading.await.into();
+                    }
+                    let archived = self.taken.front().map(|batch| batch.positions().start);
+                    archived.map_or(before, |it| it.min(before))
+                }
+            };
+            if kept_from > first {
+                self.positions.start = kept_from;
+                if !self.is_anywhere {
+                    return Some(Piece::Gap(kept_from - first));
+                }
+            }
         }
-        let (batch, retained_from) = self.room.upgrade().map_or((None, u64::MAX), |room| {
-            let log = room.log.lock();
-            let batch = log.history.batches_from(self.seqs.start).next().cloned();
-            (batch, log.history.retained_from())
-        });
-        let (first, end) = (self.seqs.start, self.seqs.end);
-        if retained_from > first {
-            self.seqs.start = retained_from.min(end);
-            return Some(Piece::Gap(self.seqs.start - first));
-        }
-        let batch = batch?;
-        self.seqs.start = batch.seqs().end.min(end);
-        Some(Piece::Messages(batch, first..self.seqs.start))
+        None
     }
+
+    /// Looks for the next message.
+    fn look(&self) -> Look {
+        let Range { start: first, end } = self.positions;
+        let mut before = end;
+        // What memory has evicted, a room that is forgotten too.
+        if let Some(room) = self.room.upgrade() {
+            let log = room.log.lock();
+            let batch = log.history.batches_from(first).next();
+            match batch.filter(|_| first >= log.history.retained_from()) {
+                Some(batch) => return Look::Here(batch.clone()),
+                None => before = log.history.retained_from().min(end),
+            }
+        }
+        let archive = self.archive.as_deref();
+        let reading = archive.map(|it| archive::read(it, self.offset, first..before));
+        Look::Evicted { before, reading }
+    }
+
+    /// Gives the messages of `batch` from the next position on.
+    fn give(&mut self, batch: Arc<Batch>) -> Piece {
+        let first = self.positions.start;
+        self.is_anywhere = false;
+        self.positions.start = batch.positions().end.min(self.positions.end);
+        Piece::Messages(batch, first..self.positions.start)
+    }
+}
+
+/// Where the next message is.
+enum Look {
+    /// In memory.
+    Here(Arc<Batch>),
+    /// Not in memory up to `before`; the archive may have it.
+    Evicted {
+        before: u64,
+        reading: Option<Reading>,
+    },
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::config::{Config, Mode};
     use crate::format::{BatchBuilder, Plain};
     use crate::message::Kind;
+    use crate::room::Origin;
 
     const EPOCH: u64 = 5;
 
@@ -102,20 +170,25 @@ mod tests {
     fn room() -> Arc<Room> {
         let config = Config::with(|config| config.service.mode = Mode::Broadcast);
         let total = Arc::<AtomicUsize>::default();
-        let room = Room::new(
+        let origin = Origin {
+            next: id(EPOCH, 1),
+            tail: Vec::new(),
+            archive: None,
+        };
+        let room = Arc::new(Room::new(
             config.service.mode,
             &config.history,
             &config.limits,
-            EPOCH,
+            origin,
             total,
-        );
+        ));
         let plain = Plain::new(&config.service);
         for _ in 0..2 {
             let mut builder = BatchBuilder::default();
             (0..3).for_each(|_| plain.encode(Kind::Text, b"hi", &mut builder));
-            room.deliver(builder.take().unwrap()).unwrap();
+            room.append(builder.take().unwrap(), false, |_| {}).unwrap();
         }
-        Arc::new(room)
+        room
     }
 
     fn id(epoch: u64, seq: u64) -> MessageId {
@@ -123,12 +196,15 @@ mod tests {
     }
 
     /// Sequence numbers as `3` or `1-3`; gaps as `gap 2`.
-    fn pieces(reader: Reader) -> Vec<String> {
-        let show = |piece| match piece {
-            Piece::Messages(_, seqs) => format!("{}-{}", seqs.start, seqs.end - 1),
-            Piece::Gap(missed) => format!("gap {missed}"),
-        };
-        reader.map(show).collect()
+    fn pieces(mut reader: Reader) -> Vec<String> {
+        let mut pieces = Vec::new();
+        while let Some(piece) = reader.next().now_or_never().expect("memory never waits") {
+            pieces.push(match piece {
+                Piece::Messages(_, at) => format!("{}-{}", at.start, at.end - 1),
+                Piece::Gap(missed) => format!("gap {missed}"),
+            });
+        }
+        pieces
     }
 
     #[test]
@@ -149,7 +225,7 @@ mod tests {
             (Part::Before(id(EPOCH + 1, 1)), 1, &["6-6"]),
             (Part::Before(id(EPOCH - 1, 9)), 1, &[]),
         ] {
-            let reader = room.read(part, limit);
+            let reader = room.read(part, limit, false);
             assert_eq!(
                 reader.resumed,
                 matches!(part, Part::Since(id) if id.epoch == EPOCH)
@@ -161,8 +237,11 @@ mod tests {
     #[test]
     fn evicted_messages_become_a_gap_and_the_reader_keeps_none() {
         let room = room();
-        let [mut reader, rest] = [(); 2].map(|()| room.read(Part::Last, 100));
-        assert!(matches!(reader.next(), Some(Piece::Messages(..))));
+        let [mut reader, rest] = [(); 2].map(|()| room.read(Part::Last, 100, false));
+        assert!(matches!(
+            reader.next().now_or_never(),
+            Some(Some(Piece::Messages(..)))
+        ));
         room.trim_to(room.bytes() / 2);
         assert_eq!(pieces(rest), ["gap 3", "4-6"]);
         assert_eq!(Arc::weak_count(&room), 1);

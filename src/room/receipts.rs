@@ -20,9 +20,9 @@ use crate::format::Format;
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(super) struct Receipts {
-    /// The largest sequence number for which a publisher ever waited.
+    /// The largest position for which a publisher ever waited.
     asked: AtomicU64,
-    /// By the sequence numbers of the messages.
+    /// By the positions of the messages.
     entries: Mutex<BTreeMap<u64, Entry>>,
 }
 
@@ -38,9 +38,9 @@ struct Entry {
 /// What one client still has to acknowledge.
 #[derive(Debug)]
 pub(super) struct Unacknowledged {
-    /// The sequence number up to which it acknowledged, or need not.
+    /// The position up to which it acknowledged, or need not.
     acknowledged: u64,
-    /// The sequence number up to which a ping was requested, or is not needed.
+    /// The position up to which a ping was requested, or is not needed.
     pinged: u64,
     /// Messages beyond that were evicted before it read them: a later acknowledgement does not cover
     /// them.
@@ -48,16 +48,16 @@ pub(super) struct Unacknowledged {
 }
 
 impl Receipts {
-    /// Waits for the receipts of `missing` clients for the message `seq`, which is not yet published.
-    pub(super) fn expect(&self, seq: u64, missing: usize) {
+    /// Waits for the receipts of `missing` clients for the message `position`, which is not yet published.
+    pub(super) fn expect(&self, position: u64, missing: usize) {
         let entry = Entry {
             missing,
             delivered: 0,
             publisher: None,
         };
-        self.entries.lock().insert(seq, entry);
+        self.entries.lock().insert(position, entry);
         // The lock of the log, or of a queue, orders this before any read of the message.
-        self.asked.store(seq, Ordering::Relaxed);
+        self.asked.store(position, Ordering::Relaxed);
     }
 
     /// Whether `client`, which has the messages up to `last`, has to be pinged for a receipt; resets the
@@ -71,31 +71,31 @@ impl Receipts {
         self.entries.lock().range(unpinged).next().is_some()
     }
 
-    /// `client` acknowledged all messages up to `seq` that it has.
-    pub(super) fn acknowledge(&self, client: &mut Unacknowledged, seq: u64) {
-        if seq <= client.acknowledged {
+    /// `client` acknowledged all messages up to `position` that it has.
+    pub(super) fn acknowledge(&self, client: &mut Unacknowledged, position: u64) {
+        if position <= client.acknowledged {
             return;
         }
         if self.is_asked_beyond(client.acknowledged) {
-            self.settle(client.owed(seq), true);
+            self.settle(client.owed(position), true);
         }
-        client.acknowledged = seq;
-        client.skipped.retain(|skipped| skipped.end > seq + 1);
+        client.acknowledged = position;
+        client.skipped.retain(|skipped| skipped.end > position + 1);
     }
 
-    /// The messages `seqs` were evicted before `client` read them.
-    pub(super) fn skip(&self, client: &mut Unacknowledged, seqs: Range<u64>) {
+    /// The messages `positions` were evicted before `client` read them.
+    pub(super) fn skip(&self, client: &mut Unacknowledged, positions: Range<u64>) {
         if !self.is_asked_beyond(client.acknowledged) {
             return;
         }
-        let owed = seqs.start.max(client.acknowledged + 1)..seqs.end;
+        let owed = positions.start.max(client.acknowledged + 1)..positions.end;
         if self.settle([owed], false) {
             // Of messages that no publisher waits for any more, nothing needs to be remembered.
             let first = self.entries.lock().keys().next().copied();
             client.skipped.retain(|it| Some(it.end) > first);
             // What came before them was pinged for when it was read.
-            client.pinged = client.pinged.max(seqs.end - 1);
-            client.skipped.push(seqs);
+            client.pinged = client.pinged.max(positions.end - 1);
+            client.skipped.push(positions);
         }
     }
 
@@ -106,17 +106,17 @@ impl Receipts {
         }
     }
 
-    /// Whether a receipt was ever requested for a message after `seq`; takes no lock.
-    fn is_asked_beyond(&self, seq: u64) -> bool {
-        self.asked.load(Ordering::Relaxed) > seq
+    /// Whether a receipt was ever requested for a message after `position`; takes no lock.
+    fn is_asked_beyond(&self, position: u64) -> bool {
+        self.asked.load(Ordering::Relaxed) > position
     }
 
     /// Counts one client less as missing for all messages in `owed`; returns whether there were any.
     fn settle(&self, owed: impl IntoIterator<Item = Range<u64>>, delivered: bool) -> bool {
         let mut entries = self.entries.lock();
         let mut any = false;
-        for seqs in owed.into_iter().filter(|seqs| !seqs.is_empty()) {
-            for (_, entry) in entries.range_mut(seqs) {
+        for positions in owed.into_iter().filter(|positions| !positions.is_empty()) {
+            for (_, entry) in entries.range_mut(positions) {
                 any = true;
                 entry.delivered += usize::from(delivered);
                 entry.missing -= 1;
@@ -150,26 +150,29 @@ impl Unacknowledged {
         self.acknowledged != NEVER
     }
 
-    /// The messages up to `seq` for which a receipt may be missing: those between the skipped ones.
-    fn owed(&self, seq: u64) -> impl Iterator<Item = Range<u64>> {
-        let ends = self.skipped.iter().map(move |it| it.start.min(seq + 1));
+    /// The messages up to `position` for which a receipt may be missing: those between the skipped ones.
+    fn owed(&self, position: u64) -> impl Iterator<Item = Range<u64>> {
+        let ends = self
+            .skipped
+            .iter()
+            .map(move |it| it.start.min(position + 1));
         let starts = self.skipped.iter().map(|it| it.end);
         [self.acknowledged + 1]
             .into_iter()
             .chain(starts)
-            .zip(ends.chain([seq + 1]))
+            .zip(ends.chain([position + 1]))
             .map(|(start, end)| start..end)
     }
 }
 
-/// Beyond all sequence numbers: no receipt is ever missing.
+/// Beyond all positions: no receipt is ever missing.
 const NEVER: u64 = u64::MAX;
 
 /// Collects the receipts for one message; gives up on them when dropped.
 #[derive(Debug)]
 pub(crate) struct Collector {
     pub(super) room: Arc<Room>,
-    pub(super) seq: u64,
+    pub(super) position: u64,
 }
 
 impl Collector {
@@ -195,13 +198,15 @@ impl Collector {
 
     fn with_entry<T>(&self, of: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.room.receipts.entries.lock();
-        of(entries.get_mut(&self.seq).expect("it stays until the drop"))
+        of(entries
+            .get_mut(&self.position)
+            .expect("it stays until the drop"))
     }
 }
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        self.room.receipts.entries.lock().remove(&self.seq);
+        self.room.receipts.entries.lock().remove(&self.position);
     }
 }
 
@@ -230,7 +235,7 @@ mod tests {
             format,
             since: None,
         };
-        room.room.subscribe(follow).0
+        room.room.subscribe(follow, false).0
     }
 
     /// What one poll gives.
@@ -465,10 +470,10 @@ mod tests {
                         let Some(given) = poll(client) else { continue };
                         let mut asked = false;
                         for it in &mut publishers {
-                            if given.gap.contains(&it.collector.seq) {
+                            if given.gap.contains(&it.collector.position) {
                                 it.missing.remove(name);
                             }
-                            asked |= given.messages.contains(&it.collector.seq)
+                            asked |= given.messages.contains(&it.collector.position)
                                 && it.missing.contains(name);
                         }
                         prop_assert_eq!(given.ping, asked);
@@ -478,7 +483,7 @@ mod tests {
                         let (name, client) = &mut clients[which];
                         acknowledge(client, seq);
                         if client.last().is_some_and(|last| seq <= last.seq) {
-                            for it in publishers.iter_mut().filter(|it| it.collector.seq <= seq) {
+                            for it in publishers.iter_mut().filter(|it| it.collector.position <= seq) {
                                 it.delivered += usize::from(it.missing.remove(name));
                             }
                         }

@@ -1,44 +1,62 @@
 //! A subscription: the cursor of one client in the log of a room.
 
+use std::fmt;
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::log::{Log, Room};
+use super::archive::{self, Reading};
+use super::log::{Log, Reads, Room};
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, Event, Format, Outbox};
+use crate::format::{self, Batch, Event, Format, Outbox};
 use crate::message::MessageId;
 
 /// One client's cursor in the log of a room; it leaves the room when dropped.
 ///
-/// It yields one contiguous run of the log. It reads the history in steps within the bound of a queue;
-/// the step that reaches the end of the log makes the queue live under the same lock, so nothing is
-/// missed or repeated.
-#[derive(Debug)]
+/// It yields one contiguous run of the log. It reads the archive, if there is one, up to where the
+/// history begins, and the history in steps within the bound of a queue; the step that reaches the end of
+/// the log makes the queue live under the same lock, so nothing is missed or repeated.
 pub(crate) struct Subscription {
     pub(super) room: Arc<Room>,
     pub(super) receiver: Receiver,
     /// The key in the registry of the room; none after leaving.
     pub(super) key: Option<usize>,
-    /// The epoch of the log.
+    /// The epoch of the last message yielded; before the first one, that of the log.
     pub(super) epoch: u64,
     pub(super) format: Format,
     pub(super) source: Source,
-    /// Messages evicted before they were read, and not yet reported by a gap event.
+    /// What is being read from the archive.
+    pub(super) reading: Option<Reading>,
+    /// Messages evicted before they were read, and not yet reported by a gap event; [`UNKNOWN`] if
+    /// their number is not known.
     pub(super) missed: u64,
+    /// Whether it begins with what the archive has: what is not there from before the join is not missed.
+    pub(super) is_anywhere: bool,
     /// What it still has to acknowledge.
     pub(super) unacknowledged: Unacknowledged,
-    /// Sequence number of the next message.
+    /// Position of the next message.
     pub(super) next: u64,
-    /// The last message yielded.
-    pub(super) last: Option<MessageId>,
-    /// Sequence number of the first message after the join.
+    /// The last message yielded, and its position.
+    pub(super) last: Option<(MessageId, u64)>,
+    /// Position of the first message after the join.
     pub(super) joined_at: u64,
+    /// Where the log began anew, last, as far as this client has noticed.
+    pub(super) restarted_at: u64,
     /// Taken from history or queue, and not yet yielded.
     pub(super) taken: Batches,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Subscription");
+        fields
+            .field("next", &self.next)
+            .field("source", &self.source);
+        fields.finish_non_exhaustive()
+    }
 }
 
 /// Where the next messages are.
@@ -61,7 +79,40 @@ impl Subscription {
         cx: &mut Context<'_>,
         frames: &mut Outbox,
     ) -> Poll<Result<u64, Disconnect>> {
+        ready!(self.poll_take(cx, false))?;
+        Poll::Ready(Ok(self.render_taken(frames)))
+    }
+
+    /// Whether the last task is woken for later messages, so that it need not poll before that.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.source == Source::WatchedQueue
+    }
+
+    /// Appends to `frames` the next messages from before the join; returns how many, 0 at the end.
+    ///
+    /// # Errors
+    /// As [`poll_next`](Self::poll_next).
+    pub(crate) fn poll_replay(
+        &mut self,
+        cx: &mut Context<'_>,
+        frames: &mut Outbox,
+    ) -> Poll<Result<u64, Disconnect>> {
+        ready!(self.poll_take(cx, true))?;
+        Poll::Ready(Ok(self.render_taken(frames)))
+    }
+
+    /// Takes the next messages, or finds that some are missing. Of a `replay` nothing may be left.
+    fn poll_take(&mut self, cx: &mut Context<'_>, replay: bool) -> Poll<Result<(), Disconnect>> {
         while self.taken.is_empty() && self.missed == 0 {
+            if replay && self.next >= self.joined_at {
+                break;
+            }
+            if let Some(reading) = &mut self.reading {
+                let batches = ready!(reading.as_mut().poll(cx));
+                self.reading = None;
+                self.take_archived(batches)?;
+                continue;
+            }
             if self.source == Source::History {
                 self.lock_and_read()?;
                 continue;
@@ -76,30 +127,14 @@ impl Subscription {
                 Taken::End => self.source = Source::History,
             }
         }
-        Poll::Ready(Ok(self.render_taken(frames)))
-    }
-
-    /// Whether the last task is woken for later messages, so that it need not poll before that.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.source == Source::WatchedQueue
-    }
-
-    /// Appends to `frames` the next messages from before the join; returns how many, 0 at the end.
-    ///
-    /// # Errors
-    /// As [`poll_next`](Self::poll_next).
-    pub(crate) fn replay(&mut self, frames: &mut Outbox) -> Result<u64, Disconnect> {
-        if self.taken.is_empty() && self.next < self.joined_at {
-            self.lock_and_read()?;
-        }
-        Ok(self.render_taken(frames))
+        Poll::Ready(Ok(()))
     }
 
     /// Leaves the room; the room queues nothing more.
     pub(crate) fn leave(&mut self) {
         if let Some(key) = self.key.take() {
             let mut log = self.room.log.lock();
-            log.set_behind(key, None);
+            log.set_reads(key, Reads::Archive);
             log.registry.remove(key);
             log.acknowledging -= usize::from(self.unacknowledged.is_possible());
             self.room.receipts.leave(&self.unacknowledged);
@@ -112,18 +147,23 @@ impl Subscription {
 
     /// Whether a receipt is requested for all messages yielded so far; resets the request.
     pub(crate) fn take_ping_request(&mut self) -> bool {
-        self.last.is_some_and(|last| {
+        self.last.is_some_and(|(_, position)| {
             let receipts = &self.room.receipts;
-            receipts.take_ping_request(&mut self.unacknowledged, last.seq)
+            receipts.take_ping_request(&mut self.unacknowledged, position)
         })
     }
 
-    /// The client acknowledged all messages up to `id`; an id beyond the last message yielded is ignored.
+    /// The client acknowledged all messages up to `id`; an id beyond the last message yielded is ignored,
+    /// and one of an earlier epoch.
     pub(crate) fn acknowledge(&mut self, id: MessageId) {
-        let is_yielded = |last: MessageId| id.epoch == last.epoch && id <= last;
-        if self.key.is_some() && self.last.is_some_and(is_yielded) {
+        if self.key.is_some()
+            && let Some((last, position)) = self.last
+            && id.epoch == last.epoch
+            && let Some(later) = last.seq.checked_sub(id.seq)
+        {
             let receipts = &self.room.receipts;
-            receipts.acknowledge(&mut self.unacknowledged, id.seq);
+            let acknowledged = position.saturating_sub(later);
+            receipts.acknowledge(&mut self.unacknowledged, acknowledged);
         }
     }
 
@@ -139,7 +179,7 @@ impl Subscription {
 
     /// The last message yielded, if any.
     pub(crate) fn last(&self) -> Option<MessageId> {
-        self.last
+        self.last.map(|(id, _)| id)
     }
 
     pub(super) fn lock_and_read(&mut self) -> Result<(), Disconnect> {
@@ -148,26 +188,32 @@ impl Subscription {
         self.read_history(&mut log)
     }
 
-    /// Takes the next step of the history; goes live where that reaches the end of the log.
+    /// Takes the next step of the history, or begins to read the archive; goes live where that reaches
+    /// the end of the log.
     pub(super) fn read_history(&mut self, log: &mut Log) -> Result<(), Disconnect> {
         // In echo mode a message after the join is answered to its sender only.
         let end = match self.room.mode {
             Mode::Echo => self.joined_at,
             Mode::Broadcast => log.history.next(),
         };
-        let missed = log
-            .history
-            .retained_from()
-            .min(end)
-            .saturating_sub(self.next);
-        if missed > 0 && self.format == Format::Plain {
-            return Err(Disconnect::Behind);
+        if self.restarted_at != log.restarted_at {
+            self.restarted_at = log.restarted_at;
+            // What was in the log before is not in it any more.
+            if self.next < log.restarted_at {
+                self.skip(log.restarted_at, UNKNOWN)?;
+            }
         }
-        if missed > 0 {
-            let skipped = self.next..self.next + missed;
-            self.room.receipts.skip(&mut self.unacknowledged, skipped);
-            self.missed += missed;
-            self.next += missed;
+        let retained_from = log.history.retained_from().min(end);
+        if self.next < retained_from
+            && let (Some(archive), Some(key)) = (&self.room.archive, self.key)
+        {
+            let reading = archive::read(&**archive, log.ids.offset(), self.next..retained_from);
+            self.reading = Some(reading);
+            log.set_reads(key, Reads::Archive);
+            return Ok(());
+        }
+        if self.next < retained_from {
+            self.skip(retained_from, retained_from - self.next)?;
         }
         let (mut messages, mut bytes, mut reached) = (0, 0, self.next);
         for batch in log.history.batches_from(self.next) {
@@ -177,34 +223,69 @@ impl Subscription {
             if reached >= end || !fits {
                 break;
             }
-            reached = batch.seqs().end;
+            reached = batch.positions().end;
             self.taken.push(batch.clone());
         }
         let Some(key) = self.key else { return Ok(()) };
-        if reached >= end && !log.sealed {
+        if reached >= end && !log.is_ended() {
             self.receiver.open();
             self.source = Source::Queue;
-            log.set_behind(key, None);
+            log.set_reads(key, Reads::Queue);
         } else if self.taken.is_empty() && self.missed == 0 {
             return Err(Disconnect::ShuttingDown);
         } else {
-            log.set_behind(key, Some(reached));
+            log.set_reads(key, Reads::History(reached));
         }
+        Ok(())
+    }
+
+    /// Takes what was read from the archive. What that has not is missing, up to what the history has.
+    fn take_archived(&mut self, batches: Vec<Arc<Batch>>) -> Result<(), Disconnect> {
+        let (retained_from, restarted_at) = {
+            let log = self.room.log.lock();
+            (log.history.retained_from(), log.restarted_at)
+        };
+        if self.restarted_at != restarted_at {
+            // They may be of another log.
+            return Ok(());
+        }
+        let first = batches.first().map(|batch| batch.positions().start);
+        let first = first.map_or(retained_from, |it| it.min(retained_from));
+        if self.next < first {
+            self.skip(first, first - self.next)?;
+        }
+        self.taken.extend(batches);
+        Ok(())
+    }
+
+    /// Moves on to `position`; so many messages before it are missing.
+    fn skip(&mut self, position: u64, missed: u64) -> Result<(), Disconnect> {
+        let skipped = self.next..position;
+        self.room.receipts.skip(&mut self.unacknowledged, skipped);
+        self.next = position;
+        if self.is_anywhere && self.last.is_none() && position <= self.joined_at {
+            return Ok(());
+        }
+        if self.format == Format::Plain {
+            return Err(Disconnect::Behind);
+        }
+        self.missed = self.missed.saturating_add(missed);
         Ok(())
     }
 
     /// Renders what was taken and moves the cursor; returns how many messages.
     fn render_taken(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
-            let missed = Some(mem::take(&mut self.missed));
+            let missed = Some(mem::take(&mut self.missed)).filter(|it| *it != UNKNOWN);
             frames.push(format::render_event(&Event::Gap { missed }, self.format).into());
         }
         let before = self.next;
         for batch in self.taken.drain(..) {
-            let (from, last) = (self.next, batch.last_id());
+            let (from, last, end) = (self.next, batch.last_id(), batch.positions().end);
             frames.push(format::render(batch, self.format, from));
-            self.next = last.seq + 1;
-            self.last = Some(last);
+            self.next = end;
+            self.epoch = last.epoch;
+            self.last = Some((last, end - 1));
         }
         if self.taken.capacity() > KEPT_CAPACITY {
             self.taken = Batches::new();
@@ -212,6 +293,9 @@ impl Subscription {
         self.next - before
     }
 }
+
+/// A number of messages that is not known.
+const UNKNOWN: u64 = u64::MAX;
 
 /// A list that grew beyond this in a burst is freed, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;

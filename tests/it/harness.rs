@@ -54,13 +54,22 @@ impl TestServer {
 
     /// An echo server with these changes to its defaults.
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::run(Server::bind(Self::config(change)).await.unwrap())
+    }
+
+    /// The configuration of a server on a free port, with these changes.
+    pub(crate) fn config(change: impl FnOnce(&mut Config)) -> Config {
         let mut config = Config::with(|config| {
             config.listening.host = "127.0.0.1".into();
             config.listening.port = 0;
             config.access.allow_host = ["test", "x"].map(|it| it.parse().unwrap()).into();
         });
         change(&mut config);
-        let server = Server::bind(config).await.unwrap();
+        config
+    }
+
+    /// Runs `server`.
+    pub(crate) fn run(server: Server) -> Self {
         let address = server.local_addrs().unwrap()[0];
         let monitor = server.monitor();
         let (stop, stopped) = oneshot::channel::<()>();
