@@ -93,6 +93,9 @@ impl Admission {
             return Err(Refused::ManyOrigins);
         }
         let parsed = origin.to_str().ok().and_then(|it| it.parse().ok());
+        if parsed == Some(Origin::Null) && is_hidden(headers) && !self.lists_null() {
+            return Err(Refused::CrossSite { host: shown_host() });
+        }
         if self.allows_origin(parsed.as_ref(), host) {
             return Ok(Some(origin));
         }
@@ -102,6 +105,11 @@ impl Admission {
             host: shown_host(),
             pattern: excerpt(pattern.as_bytes()).into_owned(),
         })
+    }
+
+    /// Whether pages without an origin are listed.
+    fn lists_null(&self) -> bool {
+        self.origins.iter().any(|it| it.matches(&Origin::Null))
     }
 
     fn allows_host(&self, host: &Host) -> bool {
@@ -122,6 +130,17 @@ impl Admission {
         };
         host.is_some_and(by_host) || self.origins.iter().any(|it| it.matches(origin))
     }
+}
+
+/// Whether the browser says `null` for the origin as the page does not want it told: so it says for a form,
+/// or a request without CORS, of any page (Fetch, section 3.2). A page without an origin says it by CORS
+/// and WebSockets as well.
+fn is_hidden(headers: &HeaderMap) -> bool {
+    let mode = headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
+    matches!(mode, Some(b"navigate" | b"no-cors"))
+        && headers
+            .get("sec-fetch-site")
+            .is_some_and(|it| it != "same-origin")
 }
 
 /// Whether a page of another site makes the browser send this request, other than to navigate to the
@@ -374,6 +393,31 @@ mod tests {
                 allowed,
                 "{listed}: {origin}"
             );
+        }
+    }
+
+    #[test]
+    fn a_null_origin_that_any_page_can_have_is_refused() {
+        let host = "localhost".parse().unwrap();
+        for (mode, allowed) in [
+            ("", true),
+            ("cors", true),
+            ("websocket", true),
+            ("no-cors", false),
+            ("navigate", false),
+        ] {
+            let mut headers = headers("null");
+            if !mode.is_empty() {
+                headers.insert("sec-fetch-site", HeaderValue::from_static("cross-site"));
+                headers.insert("sec-fetch-mode", HeaderValue::from_static(mode));
+            }
+            let check = |options| {
+                let admission = admission(options, true);
+                admission.check(&headers, Some(&host)).is_ok()
+            };
+            assert_eq!(check(""), allowed, "{mode}");
+            assert!(check("--allow-origin null"), "{mode}");
+            assert!(!check("--allow-origin http://localhost:3000"), "{mode}");
         }
     }
 

@@ -32,6 +32,8 @@ struct State {
     /// Missing bytes and key of each entry: the first is nearest to its end. Without entries that are
     /// cut, or whose task is writing.
     by_end: BTreeSet<(u64, usize)>,
+    /// How many entries wait for space.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -126,8 +128,8 @@ impl Share {
         state.by_end.insert((entry.missing, self.key));
         let is_nearest = state.by_end.first().map(|(_, key)| *key) == Some(self.key);
         let has_space = state.has_space(self.budget.limit) || is_nearest;
+        state.set_waits(self.key, !has_space);
         let entry = &mut state.entries[self.key];
-        entry.waits_for_space = !has_space;
         // Growth is measured only while the message is read.
         let now = Instant::now();
         match has_space {
@@ -146,8 +148,8 @@ impl Share {
     pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<NoSpace> {
         let mut guard = self.budget.state.lock();
         let state = &mut *guard;
+        state.set_waits(self.key, false);
         let entry = &mut state.entries[self.key];
-        entry.waits_for_space = false;
         entry.growth.pause(Instant::now());
         if let Err(cut) = entry.watch(cx) {
             return Poll::Ready(cut);
@@ -162,6 +164,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut state = self.budget.state.lock();
+        state.set_waits(self.key, false);
         let entry = state.entries.remove(self.key);
         match entry.is_cut {
             true => state.dropping -= entry.held,
@@ -200,23 +203,37 @@ impl State {
             self.total -= entry.held;
             self.dropping += entry.held;
             self.by_end.remove(&(entry.missing, key));
-            entry.wake();
+            self.wake_entry(key);
         }
     }
 
     /// Wakes the tasks that wait for space and may read now.
     fn wake(&mut self, limit: usize) {
-        if self.has_space(limit) {
-            let waiting = self.entries.iter_mut().map(|(_, entry)| entry);
-            waiting
-                .filter(|it| it.waits_for_space)
-                .for_each(Entry::wake);
-        } else if let Some((_, key)) = self.by_end.first() {
-            let entry = &mut self.entries[*key];
-            if entry.waits_for_space {
-                entry.wake();
-            }
+        // Mostly none waits, whatever their number.
+        if self.waiting == 0 {
+            return;
         }
+        if self.has_space(limit) {
+            let waiting = self.entries.iter().filter(|(_, it)| it.waits_for_space);
+            let keys: Vec<usize> = waiting.map(|(key, _)| key).collect();
+            keys.into_iter().for_each(|key| self.wake_entry(key));
+        } else if let Some((_, key)) = self.by_end.first().copied()
+            && self.entries[key].waits_for_space
+        {
+            self.wake_entry(key);
+        }
+    }
+
+    fn wake_entry(&mut self, key: usize) {
+        self.set_waits(key, false);
+        if let Some(waker) = self.entries[key].waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn set_waits(&mut self, key: usize, waits: bool) {
+        let before = mem::replace(&mut self.entries[key].waits_for_space, waits);
+        self.waiting = self.waiting - usize::from(before) + usize::from(waits);
     }
 }
 
@@ -231,13 +248,6 @@ impl Entry {
             none => *none = Some(cx.waker().clone()),
         }
         Ok(())
-    }
-
-    fn wake(&mut self) {
-        self.waits_for_space = false;
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
     }
 }
 

@@ -82,8 +82,8 @@ impl Http {
         peer: SocketAddr,
         eviction: Option<oneshot::Receiver<Infallible>>,
     ) -> Option<Upgraded<S>> {
-        let link = Arc::new(Link::new(self.idle.clone()));
         let has_permit = eviction.is_none();
+        let link = Arc::new(Link::new(has_permit.then(|| self.idle.clone())));
         let exchange = Exchange::new(&self, &link, peer, has_permit);
         let mut evicted = pin!(OptionFuture::from(eviction).fuse());
         let patience = self.times.write_timeout.get();

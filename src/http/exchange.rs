@@ -113,7 +113,7 @@ fn refuse(request: &Request, refusal: &Refusal) -> Response<Body> {
     if request.has_body {
         // The rest of the body is not read.
         let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
+        response.headers_mut().append(header::CONNECTION, close);
     }
     response
 }

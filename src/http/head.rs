@@ -27,7 +27,7 @@ pub(crate) fn explain(head: &[u8], is_too_large: bool) -> Refusal {
         return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason);
     }
     if is_too_large && !head.contains(&b'\n') {
-        return Refusal::new(StatusCode::URI_TOO_LONG, "the address is too long");
+        return Refusal::new(StatusCode::URI_TOO_LONG, "an address has at most 16 KiB");
     }
     if is_too_large {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -48,7 +48,7 @@ pub(crate) fn explain(head: &[u8], is_too_large: bool) -> Refusal {
     {
         return Refusal::bad("Content-Length is not one number");
     }
-    Refusal::bad("this is no HTTP/1.1 request")
+    Refusal::bad("this is no HTTP/1.1 request: use http:// or ws://, TLS ends at a proxy")
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ mod tests {
         );
         assert_eq!(
             super::explain(b"\xff\r\n\xff: \xff", false).reason(),
-            "this is no HTTP/1.1 request"
+            "this is no HTTP/1.1 request: use http:// or ws://, TLS ends at a proxy"
         );
     }
 }

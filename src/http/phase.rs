@@ -21,7 +21,8 @@ use crate::hub::Membership;
 #[derive(Debug)]
 pub(super) struct Link {
     phase: Mutex<Phase>,
-    idle: Arc<IdleConnections>,
+    /// Where it counts while it is idle; none for a connection that has no place to give.
+    idle: Option<Arc<IdleConnections>>,
     /// Notified when the place of this idle connection is needed.
     pub(super) evicted: Arc<Notify>,
     is_closed: AtomicBool,
@@ -49,11 +50,14 @@ enum Phase {
     /// The answer is complete, and not all of it written.
     Flushing,
     /// Between two requests.
-    Idle { since: Instant, _entry: IdleEntry },
+    Idle {
+        since: Instant,
+        _entry: Option<IdleEntry>,
+    },
 }
 
 impl Link {
-    pub(super) fn new(idle: Arc<IdleConnections>) -> Self {
+    pub(super) fn new(idle: Option<Arc<IdleConnections>>) -> Self {
         Self {
             phase: Mutex::new(Phase::New(Instant::now())),
             idle,
@@ -109,7 +113,7 @@ impl Link {
         if matches!(*phase, Phase::Flushing) {
             *phase = Phase::Idle {
                 since: Instant::now(),
-                _entry: self.idle.enter(&self.evicted),
+                _entry: self.idle.as_ref().map(|it| it.enter(&self.evicted)),
             };
         }
     }

@@ -20,7 +20,7 @@ use crate::room::name::NotARoom;
 pub(crate) struct Refusal {
     status: StatusCode,
     reason: Cow<'static, str>,
-    field: Option<Field>,
+    fields: Vec<Field>,
     /// When the same request may succeed.
     retry_after: Option<Duration>,
 }
@@ -32,7 +32,7 @@ impl Refusal {
         Self {
             status,
             reason: reason.into(),
-            field: None,
+            fields: Vec::new(),
             retry_after: None,
         }
     }
@@ -49,7 +49,10 @@ impl Refusal {
 
     /// 408: the request stands still.
     pub(crate) fn timed_out() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request took too long: see --open-timeout",
+        )
     }
 
     /// 501: the transfer coding is not supported (RFC 9112, section 6.1).
@@ -68,7 +71,7 @@ impl Refusal {
 
     /// 503: `--max-connections` is reached.
     pub(crate) fn full() -> Self {
-        Self::unavailable("no place left, try again later")
+        Self::unavailable("no place left (--max-connections), try again later")
     }
 
     /// 503: the server drains.
@@ -77,11 +80,9 @@ impl Refusal {
     }
 
     /// The same with one more header field.
-    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Self {
-        Self {
-            field: Some((name, value)),
-            ..self
-        }
+    pub(crate) fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.fields.push((name, value));
+        self
     }
 
     /// The status.
@@ -103,7 +104,7 @@ impl Refusal {
     pub(crate) fn response(&self) -> Response<Body> {
         // Without `no-store`, caches may store some statuses.
         let fields = [TEXT, NO_STORE, NO_SNIFFING];
-        let fields = fields.into_iter().chain(self.field.clone());
+        let fields = fields.into_iter().chain(self.fields.clone());
         let mut response = respond(self.status, fields, whole(format!("{}\n", self.reason)));
         if let Some(time) = self.retry_after {
             // In seconds (RFC 9110, section 10.2.3).
@@ -162,7 +163,10 @@ impl From<HandshakeError> for Refusal {
     fn from(error: HandshakeError) -> Self {
         match error {
             HandshakeError::Version => Self::new(StatusCode::UPGRADE_REQUIRED, error.to_string())
-                .with(header::SEC_WEBSOCKET_VERSION, "13"),
+                .with(header::SEC_WEBSOCKET_VERSION, "13")
+                // RFC 9110, section 15.5.22.
+                .with(header::UPGRADE, "websocket")
+                .with(header::CONNECTION, "Upgrade"),
             HandshakeError::Malformed(reason) => Self::bad(reason),
         }
     }
@@ -177,7 +181,9 @@ impl From<NoSpace> for Refusal {
 impl From<JoinError> for Refusal {
     fn from(error: JoinError) -> Self {
         match error {
-            JoinError::Full => Self::unavailable("no place for another room, try again later"),
+            JoinError::Full => {
+                Self::unavailable("no place for another room (--max-rooms), try again later")
+            }
             JoinError::Sealed => Self::draining(),
             JoinError::Unavailable(why) => why.into(),
         }

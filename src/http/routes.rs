@@ -108,6 +108,9 @@ impl Routes {
                 return health(&request.method, is_draining).map(Answer::Response);
             }
             _ if !has_permit => return Err(Refusal::full()),
+            _ if request.method == Method::CONNECT => {
+                return Err(self.not_allowed(&request.method));
+            }
             Resource::Server => return Ok(Answer::Response(options(self.allowed()))),
             Resource::Room(room) => room.as_ref().map_err(|error| Refusal::from(*error))?,
         };

@@ -149,7 +149,7 @@ async fn a_browser_that_cannot_be_served_now_gets_a_stream_that_ends() {
         assert_eq!(answer.field("content-type"), Some("text/event-stream"));
         assert_eq!(
             answer.body,
-            "retry: 1000\n: no place left, try again later\n\n"
+            "retry: 1000\n: no place left (--max-connections), try again later\n\n"
         );
         // Or a browser would not let a page of another origin have it.
         let is_of_origin = of_browser.starts_with("Origin");

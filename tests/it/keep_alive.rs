@@ -114,7 +114,11 @@ async fn an_idle_connection_is_closed_in_silence() {
 async fn what_is_wrong_with_a_second_request_is_explained() {
     let server = TestServer::quiet(|_| {}).await;
     for (request, code, reason) in [
-        ("nonsense\r\n\r\n", 400, "this is no HTTP/1.1 request\n"),
+        (
+            "nonsense\r\n\r\n",
+            400,
+            "this is no HTTP/1.1 request: use http:// or ws://, TLS ends at a proxy\n",
+        ),
         (
             "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
             501,
@@ -153,6 +157,47 @@ async fn at_max_connections_the_longest_idle_connection_gives_way() {
         client.send(frame(FIN | PING, b"")).await;
         while client.read_frame().await.0 != FIN | PONG {}
     }
+}
+
+#[tokio::test]
+async fn connections_without_a_place_have_none_to_give() {
+    let server = TestServer::quiet(|config| config.limits.max_connections = 1).await;
+    let _client = server.raw_websocket().await;
+    for _ in 0..40 {
+        let start = Instant::now();
+        let ask = || server.request("GET /livez", "", "");
+        let answers = tokio::join!(ask(), ask(), ask());
+        assert_eq!(
+            (answers.0.code, answers.1.code, answers.2.code),
+            (200, 200, 200)
+        );
+        // So long it would wait for a place.
+        assert!(start.elapsed() < Duration::from_millis(900));
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_end_of_a_body_does_not_swallow_the_next_request() {
+    let server = TestServer::quiet(|_| {}).await;
+    for end in ["0\r\n\n", "0\r\nA: b\n\n", "0\r\nA: b\r\n\r\n"] {
+        let mut client = server.raw().await;
+        let post = "POST / HTTP/1.1\r\nHost: x\r\n";
+        client
+            .send(format!(
+                "{post}Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n{end}"
+            ))
+            .await;
+        client
+            .send(format!("{post}Content-Length: 6\r\n\r\nsecond"))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(
+            (answer.code, answer.field("connection")),
+            (400, Some("close")),
+            "{end:?}"
+        );
+    }
+    assert_eq!(server.request("GET /?history", "", "").await.body, "[\n]\n");
 }
 
 #[tokio::test]

@@ -108,6 +108,7 @@ async fn ask(line: &str) {
         "wrong WebSocket version" => {
             let old = format!("{UPGRADE}{KEY}Sec-WebSocket-Version: 8\r\n");
             check("GET /", &old, "", 426, "sec-websocket-version: 13").await;
+            check("GET /", &old, "", 426, "upgrade: websocket").await;
         }
         "missing or malformed key, malformed request" => {
             check("GET /", &format!("{UPGRADE}{VERSION}"), "", 400, "").await;
@@ -116,7 +117,22 @@ async fn ask(line: &str) {
             let answer = server.raw().await.exchange("nonsense\r\n\r\n").await;
             assert_eq!(answer.code, 400);
         }
-        "other methods" => check("DELETE /", "", "", 405, "allow: get, head, post, options").await,
+        "`HEAD`" => {
+            check("HEAD /", "", "", 200, "content-type: text/html").await;
+            check(
+                "HEAD /?history",
+                "",
+                "",
+                200,
+                "content-type: application/json",
+            )
+            .await;
+        }
+        "other methods" => {
+            for line in ["DELETE /", "CONNECT localhost:80"] {
+                check(line, "", "", 405, "allow: get, head, post, options").await;
+            }
+        }
         "a web page of another origin, a host that is not the server's" => {
             let page = "Origin: http://elsewhere.example\r\n";
             check("POST /", page, "x", 403, "--allow-origin").await;
@@ -129,7 +145,8 @@ async fn ask(line: &str) {
             )
             .await;
         }
-        "a name over 1024 bytes" => {
+        "a name over 1024 bytes (with its `/`), an address over 16 KiB" => {
+            check(&format!("GET /?{}", "x".repeat(17_000)), "", "", 414, "16").await;
             check(&format!("GET /{}", "x".repeat(1024)), "", "", 414, "1024").await;
         }
         "a path that is reserved" => {

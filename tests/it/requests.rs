@@ -46,14 +46,14 @@ async fn health_is_answered_at_max_connections_beside_many_silent_connections() 
     let Answer { code, head, body } = server.request("GET /", "", b"").await;
     assert_eq!(
         (code, body.as_str()),
-        (503, "no place left, try again later\n")
+        (503, "no place left (--max-connections), try again later\n")
     );
     assert!(head.contains("retry-after: 1\r\n"), "{head}");
     // The connection silent for longest was closed with the reason.
     let Answer { code, body, .. } = silent[0].answer().await;
     assert_eq!(
         (code, body.as_str()),
-        (503, "no place left, try again later\n")
+        (503, "no place left (--max-connections), try again later\n")
     );
     // The newest was not.
     let newest = silent.last_mut().unwrap().read_to_end();
