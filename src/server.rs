@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use futures_util::FutureExt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::coop::unconstrained;
@@ -34,7 +33,8 @@ use crate::http::routes::Routes;
 use crate::hub::Hub;
 use crate::ops::{Log, Signals, announcement, descriptors};
 use crate::store::Store;
-use crate::transport::listener::listen;
+use crate::transport::listener::{Listener, LocalAddress, listen};
+use crate::transport::{Peer, Stream};
 
 /// Connections that exist at a time without a place, to be refused or to ask for the health of the
 /// server; beyond, the oldest gives way.
@@ -67,7 +67,7 @@ pub async fn run(config: &Config, signals: Signals, log: &Log) -> anyhow::Result
 /// A server that listens.
 #[derive(Debug)]
 pub struct Server {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     places: Arc<Semaphore>,
     /// The connections without a place, the oldest first; each gives way when its sender is gone.
     without_place: VecDeque<oneshot::Sender<Infallible>>,
@@ -94,8 +94,7 @@ impl Server {
         config.validate().map_err(|message| anyhow!(message))?;
         let listening = &config.listening;
         let listeners = listen(&listening.host, listening.port, &config.times).await?;
-        let mut addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
-        let only_local = addresses.all(|it| it.ip().to_canonical().is_loopback());
+        let only_local = listeners.iter().all(Listener::is_local);
         let hub = Hub::new(&config, store);
         let draining = CancellationToken::new();
         let admission = Admission::new(&config.access, &config.listening.host, only_local);
@@ -125,12 +124,14 @@ impl Server {
         })
     }
 
-    /// The addresses it listens on.
+    /// The TCP addresses it listens on.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
-        self.listeners.iter().map(TcpListener::local_addr).collect()
+        let addresses = self.listeners.iter().map(Listener::local_address);
+        let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
+        Ok(addresses.iter().filter_map(LocalAddress::tcp).collect())
     }
 
     /// What can be asked of a server from outside while it runs.
@@ -169,7 +170,7 @@ impl Server {
     }
 
     /// The next connection, from any of the addresses.
-    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn accept(&mut self) -> io::Result<(Stream, Peer)> {
         // Another address comes first each time, so that none starves the others.
         self.listeners.rotate_left(1);
         poll_fn(|cx| {
@@ -183,7 +184,7 @@ impl Server {
     }
 
     /// Starts to serve a connection, as a task of `connections`.
-    fn admit(&mut self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+    fn admit(&mut self, stream: Stream, peer: Peer, connections: &mut JoinSet<()>) {
         let http = self.http.clone();
         let (settings, budget) = (self.settings.clone(), self.budget.clone());
         if let Ok(place) = self.places.clone().try_acquire_owned() {
@@ -276,8 +277,8 @@ impl Monitor {
 /// Its future is what a client costs through its life. The exchange has a box of its own, and what
 /// the exchange leaves behind is a session and nothing else.
 fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
     place: OwnedSemaphorePermit,
     http: Http,
     settings: Arc<Settings>,
@@ -305,14 +306,14 @@ fn serve(
     reason = "a box would cost every message a memory access that nothing has prepared"
 )]
 enum Client {
-    WebSocket(Session<TcpStream>),
-    EventStream(Box<EventStream<TcpStream>>),
+    WebSocket(Session<Stream>),
+    EventStream(Box<EventStream<Stream>>),
 }
 
 impl Client {
     fn new(
-        upgraded: Upgraded<TcpStream>,
-        peer: SocketAddr,
+        upgraded: Upgraded<Stream>,
+        peer: Peer,
         settings: Arc<Settings>,
         budget: Arc<Budget>,
     ) -> Self {

@@ -1,9 +1,14 @@
 //! Bytes in and out of the kernel; no messages.
 
+#[cfg(test)]
+pub(crate) mod doubles;
 pub(crate) mod listener;
-pub(crate) mod port_owner;
+mod peer;
+mod port_owner;
 pub(crate) mod read;
-pub(crate) mod stream;
+mod socket;
+mod stream;
 pub(crate) mod write;
 
-pub(crate) use stream::Transport;
+pub(crate) use peer::Peer;
+pub(crate) use stream::{Stream, Transport};

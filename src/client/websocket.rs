@@ -19,15 +19,25 @@ use crate::client::Settings;
 use crate::disconnect::Disconnect;
 use crate::format::Outbox;
 use crate::protocol::decoder::{Decoder, Received};
+use crate::protocol::fast_path::PARTIAL_MAX;
 use crate::transport::Transport;
-use crate::transport::read::{READ_OF_LARGE_MESSAGES, READ_OF_SMALL_MESSAGES, with_buffer};
-use crate::transport::write::{linger, try_write, write};
+use crate::transport::read::{BUFFER, with_buffer};
+use crate::transport::write::{linger, try_flush, try_write, write};
 
 /// Unread bytes ahead of a close frame for which the closing handshake waits, at most.
 const UNREAD_MAX: u64 = 1 << 20;
 
 /// Average bytes of a message from which on reads are large.
 const LARGE_MESSAGE: usize = 1024;
+
+/// The most bytes of one read while messages are large, as these are cheap by the byte. So many bytes
+/// of small messages would occupy the thread too long.
+const READ_OF_LARGE_MESSAGES: usize = 512 * 1024;
+/// The same while messages are small.
+const READ_OF_SMALL_MESSAGES: usize = 32 * 1024;
+
+// An incomplete frame and the read behind it share the buffer.
+const _: () = assert!(PARTIAL_MAX + READ_OF_LARGE_MESSAGES <= BUFFER);
 
 /// One WebSocket on the server's side.
 #[derive(Debug)]
@@ -40,7 +50,7 @@ pub(crate) struct WebSocket<S> {
     pub(super) bytes_this_turn: usize,
     /// Whether bytes were received since the last [`take_received`](Self::take_received).
     pub(super) has_received: bool,
-    /// A partial write, maybe within a frame; only its rest may follow.
+    /// A partial write, maybe within a frame, or one that is not flushed; only its rest may follow.
     pub(super) write_pending: bool,
     /// Bytes written to the client.
     pub(super) written: u64,
@@ -81,6 +91,7 @@ impl<S: Transport> WebSocket<S> {
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Received<'_>),
     ) -> Poll<Result<(), Disconnect>> {
+        self.flush(cx);
         // Most wakes come from the room and leave nothing to read: register for readiness only.
         if self.decoder.is_idle() && self.stream.poll_readable(cx).is_pending() {
             self.bytes_this_turn = 0;
@@ -126,7 +137,7 @@ impl<S: Transport> WebSocket<S> {
         self.poll_unfinished(cx)
     }
 
-    /// Reads once from the kernel, and decodes the bytes.
+    /// Reads once from the stream, and decodes the bytes.
     fn poll_decode(
         &mut self,
         cx: &mut Context<'_>,
@@ -153,7 +164,7 @@ impl<S: Transport> WebSocket<S> {
         })
     }
 
-    /// Writes pongs and close frames as far as the kernel accepts them; the rest waits for the next call.
+    /// Writes pongs and close frames as far as the stream accepts them; the rest waits for the next call.
     fn answer(&mut self, cx: &mut Context<'_>) {
         while let Some(answers) = self.decoder.answers() {
             match Pin::new(&mut self.stream).poll_write(cx, answers) {
@@ -167,6 +178,14 @@ impl<S: Transport> WebSocket<S> {
                 }
                 Poll::Pending => return,
             }
+        }
+        self.flush(cx);
+    }
+
+    /// Has the stream send what it holds back of pongs and close frames.
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
+            self.decoder.end(Disconnect::from_io(error));
         }
     }
 
@@ -196,8 +215,8 @@ impl<S: Transport> WebSocket<S> {
         mem::take(&mut self.has_received)
     }
 
-    /// Writes `frames` once and removes what the kernel accepts; returns whether that is all. The rest
-    /// must be [written](Self::write) next.
+    /// Writes `frames` once and removes what the stream accepts; returns whether that is all, and sent.
+    /// The rest must be [written](Self::write) next.
     ///
     /// # Errors
     /// [`Disconnect::Transport`].
@@ -209,7 +228,7 @@ impl<S: Transport> WebSocket<S> {
         let (written, left) = try_write(&mut self.stream, frames)?;
         self.written += written as u64;
         frames.drain(..frames.len() - left);
-        self.write_pending = !frames.is_empty();
+        self.write_pending = !(frames.is_empty() && try_flush(&mut self.stream)?);
         Ok(!self.write_pending)
     }
 
@@ -310,20 +329,20 @@ pub(crate) mod tests {
     use std::task::Waker;
     use std::time::Duration;
 
-    use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::config::Config;
     use crate::format::Chunk;
+    use crate::transport::Stream;
+    use crate::transport::doubles::{Buffered, tcp_pair, write_now};
 
     /// A socket and its client.
-    async fn pair() -> (WebSocket<TcpStream>, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap());
-        let (client, accepted) = tokio::join!(client, listener.accept());
-        let socket = WebSocket::new(accepted.unwrap().0, settings(), budget());
-        (socket, client.unwrap())
+    async fn pair() -> (WebSocket<Stream>, TcpStream) {
+        let (stream, client) = tcp_pair().await;
+        let socket = WebSocket::new(Stream::Tcp(stream), settings(), budget());
+        (socket, client)
     }
 
     fn settings() -> Arc<Settings> {
@@ -338,10 +357,7 @@ pub(crate) mod tests {
     const FRAME: &[u8] = b"\x81\x82\0\0\0\0hi";
 
     /// Reads the one message that `client` sends, in a task that only the socket wakes.
-    async fn exchange(
-        mut socket: WebSocket<TcpStream>,
-        client: &mut TcpStream,
-    ) -> WebSocket<TcpStream> {
+    async fn exchange(mut socket: WebSocket<Stream>, client: &mut TcpStream) -> WebSocket<Stream> {
         let reader = tokio::spawn(async move {
             let mut messages = Vec::new();
             let mut sink = |received: Received<'_>| match received {
@@ -436,10 +452,6 @@ pub(crate) mod tests {
             pending()
         }
 
-        fn try_read_anyway(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::WouldBlock.into())
-        }
-
         fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
             write_now(self, slices)
         }
@@ -449,44 +461,6 @@ pub(crate) mod tests {
             let written = self.try_write(slices);
             self.accepts = false;
             written
-        }
-    }
-
-    impl Transport for DuplexStream {
-        fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
-            Poll::Ready(())
-        }
-
-        fn poll_read_closed(&self, _: &mut Context<'_>) -> Poll<()> {
-            Poll::Pending
-        }
-
-        fn broken(&self) -> impl Future<Output = io::Error> + Send {
-            pending()
-        }
-
-        fn try_read_anyway(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::WouldBlock.into())
-        }
-
-        fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-            write_now(self, slices)
-        }
-    }
-
-    fn write_now<S: AsyncWrite + Unpin>(
-        stream: &mut S,
-        slices: &[IoSlice<'_>],
-    ) -> io::Result<usize> {
-        let mut cx = Context::from_waker(Waker::noop());
-        let stream = Pin::new(stream);
-        let written = match slices {
-            [only] => stream.poll_write(&mut cx, only),
-            slices => stream.poll_write_vectored(&mut cx, slices),
-        };
-        match written {
-            Poll::Ready(written) => written,
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -500,6 +474,19 @@ pub(crate) mod tests {
             assert!(socket.poll_read(&mut cx, |_| {}).is_pending());
         }
         assert_eq!(socket.stream.accepted, b"\x8a\x02hi");
+    }
+
+    #[test]
+    fn a_pong_that_the_stream_has_taken_is_sent_when_the_socket_is_ready() {
+        let ping = Buffered::new(Stub::new(b"\x89\x82\0\0\0\0hi"), 64);
+        let mut socket = WebSocket::new(ping, settings(), budget());
+        let mut cx = Context::from_waker(Waker::noop());
+        for accepts in [false, true] {
+            socket.stream.below.accepts = accepts;
+            assert!(socket.poll_read(&mut cx, |_| {}).is_pending());
+            assert!(socket.decoder.is_idle());
+        }
+        assert_eq!(socket.stream.below.accepted, b"\x8a\x02hi");
     }
 
     #[tokio::test]

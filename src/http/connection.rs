@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -29,8 +28,8 @@ use super::routes::Routes;
 use super::socket::Socket;
 use crate::config::Times;
 use crate::hub::Membership;
-use crate::transport::Transport;
 use crate::transport::write::linger;
+use crate::transport::{Peer, Transport};
 
 /// What all HTTP connections of a server share.
 #[derive(Debug, Clone)]
@@ -79,7 +78,7 @@ impl Http {
     pub(crate) async fn serve<S: Transport>(
         self,
         stream: S,
-        peer: SocketAddr,
+        peer: Peer,
         eviction: Option<oneshot::Receiver<Infallible>>,
     ) -> Option<Upgraded<S>> {
         let has_permit = eviction.is_none();
@@ -155,7 +154,11 @@ impl Http {
             refusal.last_response()
         });
         if matches!(ended, Ended::Evicted | Ended::Stalled) {
-            stream.write_all(&answer).now_or_never();
+            let write = async {
+                stream.write_all(&answer).await?;
+                stream.flush().await
+            };
+            write.now_or_never();
             return None;
         }
         let close = async {
@@ -195,47 +198,188 @@ enum Ended {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, duplex};
-    use tokio::time::timeout;
+    use tokio::io::{AsyncRead, AsyncReadExt, duplex};
+    use tokio::task::JoinHandle;
+    use tokio::time::{Instant, timeout};
+    use tracing::Span;
 
     use super::*;
     use crate::admission::Admission;
     use crate::client::Settings;
     use crate::client::budget::Budget;
-    use crate::config::Config;
+    use crate::client::session::Session;
+    use crate::config::{Config, Mode};
     use crate::hub::Hub;
+    use crate::room::Follow;
     use crate::store::Store;
+    use crate::transport::Stream;
+    use crate::transport::doubles::{Buffered, tcp_pair};
 
-    fn http() -> Http {
-        let config = Config::default();
-        let routes = Routes::new(
-            Arc::new(Settings::from(&config)),
-            Hub::new(&config, Store::memory()),
-            Arc::new(Budget::new(1 << 20, Duration::from_secs(1))),
-            Admission::new(&config.access, "localhost", false),
-            CancellationToken::new(),
-        );
-        Http::new(Arc::new(routes), config.times, CancellationToken::new())
+    const PEER: Peer = Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1));
+
+    /// A broadcast server without sockets.
+    struct Server {
+        http: Http,
+        settings: Arc<Settings>,
+        hub: Arc<Hub>,
+        budget: Arc<Budget>,
+    }
+
+    impl Server {
+        fn new() -> Self {
+            let config = Config::with(|config| config.service.mode = Mode::Broadcast);
+            let settings = Arc::new(Settings::from(&config));
+            let hub = Hub::new(&config, Store::memory());
+            let budget = Arc::new(Budget::new(1 << 20, Duration::from_secs(1)));
+            let routes = Routes::new(
+                settings.clone(),
+                hub.clone(),
+                budget.clone(),
+                Admission::new(&config.access, "localhost", false),
+                CancellationToken::new(),
+            );
+            Self {
+                http: Http::new(Arc::new(routes), config.times, CancellationToken::new()),
+                settings,
+                hub,
+                budget,
+            }
+        }
+
+        /// Serves a connection: its requests, and then its WebSocket.
+        fn serve(&self, stream: impl Transport + Send + Sync + 'static) -> JoinHandle<()> {
+            let http = self.http.clone();
+            let (settings, budget) = (self.settings.clone(), self.budget.clone());
+            tokio::spawn(async move {
+                if let Some(it) = http.serve(stream, PEER, None).await {
+                    let (ahead, span) = (it.ahead, Span::none());
+                    let mut session =
+                        Session::new(it.stream, ahead, it.membership, settings, budget, span);
+                    session.run().await;
+                }
+            })
+        }
+    }
+
+    /// Reads until `end` has come; returns all that was read.
+    async fn read_up_to(stream: &mut (impl AsyncRead + Unpin), end: &[u8]) -> Vec<u8> {
+        let mut read = Vec::new();
+        let complete = async {
+            while !read.ends_with(end) {
+                read.push(stream.read_u8().await.unwrap());
+            }
+        };
+        let complete = timeout(Duration::from_secs(10), complete).await;
+        let shown = || String::from_utf8_lossy(&read).into_owned();
+        complete.unwrap_or_else(|_| panic!("no {end:?} behind {:?}", shown()));
+        read
+    }
+
+    const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+    #[tokio::test]
+    async fn what_a_stream_holds_back_waits_for_no_further_packet() {
+        let head = "HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+        let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
+        let mut sent = format!("{head}{post}{UPGRADE}").into_bytes();
+        let frames: [&[u8]; 4] = [
+            b"\x81\x83\0\0\0\0one",
+            b"\x89\x83\0\0\0\0two",
+            b"\x81\x83\0\0\0\0six",
+            b"\x81\x83\0\0\0\0ten",
+        ];
+        sent.extend(frames.concat());
+        for record in [1, 9, 64, 4096] {
+            let server = Server::new();
+            let (stream, mut peer) = tcp_pair().await;
+            let served = server.serve(Buffered::new(stream, record));
+            peer.write_all(&sent).await.unwrap();
+            read_up_to(&mut peer, b"\x81\x0eBroadcast: ten").await;
+            // A ping alone: its answer is flushed, too.
+            peer.write_all(b"\x89\x83\0\0\0\0end").await.unwrap();
+            read_up_to(&mut peer, b"\x8a\x03end").await;
+            peer.write_all(b"\x88\x82\0\0\0\0\x03\xe8").await.unwrap();
+            read_up_to(&mut peer, b"\x88\x02\x03\xe8").await;
+            drop(peer);
+            served.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_websocket_reads_what_came_during_an_earlier_answer() {
+        let post = "POST /?wait=delivered&timeout=0.1 HTTP/1.1\r\nHost: x\r\n\
+            Content-Length: 4\r\n\r\nbody";
+        let mut sent = format!("{post}{UPGRADE}").into_bytes();
+        // More than is read with the requests.
+        sent.extend(b"\x82\xfe\xf0\x00\0\0\0\0");
+        sent.extend([b'.'; 0xf000]);
+        sent.extend(b"\x81\x83\0\0\0\0end");
+        for is_buffered in [false, true] {
+            let server = Server::new();
+            // A client that confirms nothing: the answer has to wait.
+            let _silent = server.hub.join("/", Follow::default()).await.unwrap();
+            let (stream, mut peer) = tcp_pair().await;
+            match is_buffered {
+                false => server.serve(Stream::Tcp(stream)),
+                true => server.serve(Buffered::new(stream, 4096)),
+            };
+            let exchange = async {
+                peer.write_all(&sent).await.unwrap();
+                read_up_to(&mut peer, b"\x81\x0eBroadcast: end").await;
+            };
+            timeout(Duration::from_secs(10), exchange).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_sends_nothing_of_what_it_took_is_given_up() {
+        for upgrades in [false, true] {
+            let server = Server::new();
+            // What the stream takes, and the pipe does not.
+            let (mut peer, stream) = duplex(64);
+            let served = server.serve(Buffered::new(stream, 4096));
+            let request = match upgrades {
+                true => UPGRADE,
+                false => "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n",
+            };
+            for part in request.as_bytes().chunks(32) {
+                peer.write_all(part).await.unwrap();
+            }
+            if upgrades {
+                read_up_to(&mut peer, b"\r\n\r\n").await;
+                let (mut publisher, stream) = duplex(4096);
+                server.serve(stream);
+                let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n";
+                publisher.write_all(head.as_bytes()).await.unwrap();
+                publisher.write_all(&[b'.'; 500]).await.unwrap();
+            }
+            let start = Instant::now();
+            timeout(Duration::from_secs(60), served)
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(start.elapsed(), server.settings.times.write_timeout.get());
+        }
     }
 
     #[tokio::test]
     async fn earlier_answers_are_written_before_an_event_stream_takes_over() {
         // So small a window that no answer is written at once.
-        let (client, server) = duplex(64);
+        let (client, stream) = duplex(64);
         let (mut answers, mut requests) = tokio::io::split(client);
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = tokio::spawn(http().serve(server, peer, None));
+        let served = tokio::spawn(Server::new().http.serve(stream, PEER, None));
         let head = "HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
         let events = "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
         let pipelined = format!("{head}{head}{events}");
         let exchange = async {
             requests.write_all(pipelined.as_bytes()).await.unwrap();
-            let mut read = Vec::new();
-            while read.windows(4).filter(|it| it == b"\r\n\r\n").count() < 2 {
-                read.push(answers.read_u8().await.unwrap());
-            }
+            read_up_to(&mut answers, b"\r\n\r\n").await;
+            read_up_to(&mut answers, b"\r\n\r\n").await;
         };
         timeout(Duration::from_secs(10), exchange).await.unwrap();
         assert!(!served.await.unwrap().unwrap().head.is_empty());

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,6 +23,7 @@ use super::response::Body;
 use super::routes::{Answer, Join, Routes, retry_later};
 use crate::excerpt::excerpt;
 use crate::format::Format;
+use crate::transport::Peer;
 
 /// Answers the requests of one connection.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub(super) struct Exchange {
     routes: Arc<Routes>,
     refusals: Arc<RefusalLog>,
     link: Arc<Link>,
-    peer: SocketAddr,
+    peer: Peer,
     has_permit: bool,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Exchange {
 pub(super) struct HandedOver;
 
 impl Exchange {
-    pub(super) fn new(http: &Http, link: &Arc<Link>, peer: SocketAddr, has_permit: bool) -> Self {
+    pub(super) fn new(http: &Http, link: &Arc<Link>, peer: Peer, has_permit: bool) -> Self {
         Self {
             routes: http.routes.clone(),
             refusals: http.refusals.clone(),

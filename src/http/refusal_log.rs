@@ -1,7 +1,6 @@
 //! Log lines of refused requests, at a bounded rate for each status.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::http::refusal::Refusal;
+use crate::transport::Peer;
 
 /// Refusals with one status that are logged in one [`WINDOW`]; the others are only counted.
 const LOGGED: u64 = 5;
@@ -28,12 +28,7 @@ pub(crate) struct RefusalLog {
 impl RefusalLog {
     /// Logs a refusal of `peer`; or, after several with its status, counts it for a line within a
     /// second. `request` is its method and path, as the peer sent them.
-    pub(crate) fn record(
-        self: &Arc<Self>,
-        refusal: &Refusal,
-        peer: SocketAddr,
-        request: Option<&str>,
-    ) {
+    pub(crate) fn record(self: &Arc<Self>, refusal: &Refusal, peer: Peer, request: Option<&str>) {
         let status = refusal.status();
         let count = {
             let mut counts = self.counts.lock();

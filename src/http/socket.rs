@@ -21,8 +21,6 @@ pub(super) struct Socket<S> {
     /// How long a write may stand still, and when one has done so.
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Whether bytes may have been received that the runtime does not report any more.
-    may_have_unread: bool,
 }
 
 impl<S: Transport> Socket<S> {
@@ -32,7 +30,6 @@ impl<S: Transport> Socket<S> {
             link,
             patience,
             stalled: None,
-            may_have_unread: false,
         }
     }
 
@@ -50,12 +47,7 @@ impl<S: Transport> Socket<S> {
             self.stalled = None;
             return Poll::Ready(written);
         }
-        let patience = self.patience;
-        let timer = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(sleep(patience)));
-        ready!(timer.as_mut().poll(cx));
-        self.stalled = None;
+        ready!(self.poll_stalled(cx));
         // The kernel may take bytes before it reports that it is writable.
         match self.stream.try_write_anyway(slices) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -63,6 +55,17 @@ impl<S: Transport> Socket<S> {
             }
             written => Poll::Ready(written),
         }
+    }
+
+    /// Waits as long as a write, or a flush, may stand still.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = self.patience;
+        let timer = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(timer.as_mut().poll(cx));
+        self.stalled = None;
+        Poll::Ready(())
     }
 }
 
@@ -74,18 +77,7 @@ impl<S: Transport> AsyncRead for Socket<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        if this.may_have_unread {
-            match this.stream.try_read_anyway(buffer.initialize_unfilled()) {
-                Ok(read) => buffer.advance(read),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    this.may_have_unread = false;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        if !this.may_have_unread {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        }
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         let received = &buffer.filled()[before..];
         if !received.is_empty() {
             this.link.received(received);
@@ -122,14 +114,18 @@ impl<S: Transport> AsyncWrite for Socket<S> {
     /// hyper flushes in each of its turns, once all is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        if Pin::new(&mut this.stream).poll_flush(cx)?.is_pending() {
+            ready!(this.poll_stalled(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        this.stalled = None;
         this.link.flushed();
         // While it answers, hyper does not read, and would not notice the end.
-        if this.link.is_busy() && !this.link.is_closed() {
-            this.may_have_unread = true;
-            if this.stream.poll_read_closed(cx).is_ready() {
-                this.link.peer_closed();
-            }
+        if this.link.is_busy()
+            && !this.link.is_closed()
+            && this.stream.poll_read_closed(cx).is_ready()
+        {
+            this.link.peer_closed();
         }
         Poll::Ready(Ok(()))
     }

@@ -1,7 +1,8 @@
-//! Listening on every address of a host.
+//! Where connections come from: today every address of a host.
 
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 #[cfg(target_os = "linux")]
 use std::time::Duration;
 
@@ -9,8 +10,67 @@ use anyhow::{Context as _, anyhow};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tracing::warn;
 
+use super::peer::Peer;
+use super::port_owner;
+use super::stream::Stream;
 use crate::config::Times;
-use crate::transport::port_owner;
+
+/// What accepts connections.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// One address of TCP.
+    Tcp(TcpListener),
+}
+
+/// Where a listener is.
+#[derive(Debug, Clone)]
+pub(crate) enum LocalAddress {
+    /// An address of TCP.
+    Tcp(SocketAddr),
+}
+
+impl Listener {
+    /// Accepts a connection. Nothing is waited for that only its peer can send, such as a handshake of
+    /// TLS: that belongs to the first read.
+    ///
+    /// # Errors
+    /// Those of `accept(2)`: of this connection alone, or for want of descriptors or memory.
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
+        match self {
+            Self::Tcp(listener) => listener
+                .poll_accept(cx)
+                .map_ok(|(stream, address)| (Stream::Tcp(stream.into()), Peer::Tcp(address))),
+        }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(crate) fn local_address(&self) -> io::Result<LocalAddress> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(LocalAddress::Tcp),
+        }
+    }
+
+    /// Whether only this machine can connect; also where the address is not known, as the rules are
+    /// stricter then.
+    pub(crate) fn is_local(&self) -> bool {
+        match self.local_address() {
+            Ok(LocalAddress::Tcp(address)) => address.ip().to_canonical().is_loopback(),
+            Err(_) => true,
+        }
+    }
+}
+
+impl LocalAddress {
+    /// The address of TCP, if it is one.
+    pub(crate) fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+        }
+    }
+}
 
 /// Connections that may wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;
@@ -21,11 +81,7 @@ const BACKLOG: u32 = 4096;
 ///
 /// # Errors
 /// One line that names the option and the remedy.
-pub(crate) async fn listen(
-    host: &str,
-    port: u16,
-    times: &Times,
-) -> anyhow::Result<Vec<TcpListener>> {
+pub(crate) async fn listen(host: &str, port: u16, times: &Times) -> anyhow::Result<Vec<Listener>> {
     let listen_on = |address| listen_on(address, times);
     let addresses = resolve(host, port).await?;
     // A port that is free on one address may be taken on the next.
@@ -37,7 +93,7 @@ pub(crate) async fn listen(
         }
         outcome = listen_on_all(&addresses, listen_on);
     }
-    outcome
+    Ok(outcome?.into_iter().map(Listener::Tcp).collect())
 }
 
 /// The addresses of `host`, with the zones that link-local ones have.
@@ -223,7 +279,8 @@ mod tests {
             let mut times = times();
             times.ping_interval = Time::from(seconds(ping_interval));
             times.write_timeout = Time::from(seconds(write_timeout));
-            let [listener] = &listen("127.0.0.1", 0, &times).await.unwrap()[..] else {
+            let [Listener::Tcp(listener)] = &listen("127.0.0.1", 0, &times).await.unwrap()[..]
+            else {
                 panic!("127.0.0.1 is one address")
             };
             let peer = tokio::net::TcpStream::connect(listener.local_addr().unwrap());

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Buf;
@@ -20,7 +20,7 @@ use crate::disconnect::Disconnect;
 /// How many chunks one write hands to the kernel.
 const SLICES_PER_WRITE: usize = 64;
 
-/// Hands `chunks` to the kernel, once, without waiting; returns how many bytes it took and how
+/// Hands `chunks` to the stream, once, without waiting; returns how many bytes it took and how
 /// many chunks are left.
 ///
 /// # Errors
@@ -36,7 +36,20 @@ pub(crate) fn try_write(
     }
 }
 
-/// Writes all of `chunks`, in as few writes as possible; returns whether the peer delayed them.
+/// Has the stream send what it holds back of earlier writes, as far as that needs no wait; returns
+/// whether that is all.
+///
+/// # Errors
+/// [`Disconnect::Transport`] and [`Disconnect::Gone`].
+pub(crate) fn try_flush(stream: &mut (impl AsyncWrite + Unpin)) -> Result<bool, Disconnect> {
+    match Pin::new(stream).poll_flush(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(flushed) => flushed.map(|()| true).map_err(Disconnect::from_io),
+        Poll::Pending => Ok(false),
+    }
+}
+
+/// Writes and flushes all of `chunks`, in as few writes as possible; returns whether the peer delayed
+/// them.
 ///
 /// # Errors
 /// [`Disconnect::Stalled`] if the peer took nothing for `patience`, and [`Disconnect::Transport`].
@@ -73,10 +86,17 @@ pub(crate) async fn write<S: Transport>(
         };
         rest = advance(rest, written.map_err(Disconnect::from_io)?);
     }
+    if !try_flush(stream)? {
+        waited = true;
+        let flushed = timeout(patience, stream.flush()).await;
+        flushed
+            .map_err(|_| Disconnect::Stalled)?
+            .map_err(Disconnect::from_io)?;
+    }
     Ok(waited)
 }
 
-/// Hands `chunks` to the kernel, as many at once as it takes.
+/// Hands `chunks` to the stream, as many at once as it takes.
 fn poll_write<S: AsyncWrite + Unpin>(
     stream: &mut S,
     cx: &mut Context<'_>,
