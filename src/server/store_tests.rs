@@ -1,5 +1,7 @@
 //! Servers whose logs are in a store that does what it is told: the promises that hold for every store.
 
+#![cfg(test)]
+
 use std::sync::Arc;
 
 use fastrand::Rng;

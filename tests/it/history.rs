@@ -240,7 +240,7 @@ async fn an_upload_is_cut_when_it_stands_still_and_not_for_its_length() {
     let answer = still.answer().await;
     assert_eq!(
         (answer.code, &*answer.body),
-        (408, "the request took too long\n")
+        (408, "the request took too long: see --open-timeout\n")
     );
     assert_eq!(answer.field("connection"), Some("close"));
 }

@@ -162,7 +162,10 @@ async fn a_request_that_takes_too_long_is_answered_408() {
     let server = TestServer::with(|config| config.times.open_timeout = millis(100)).await;
     for sent in ["G", "GET / HTTP/1.1\r\nHost: te"] {
         let Answer { code, body, .. } = server.raw().await.exchange(sent).await;
-        assert_eq!((code, body.as_str()), (408, "the request took too long\n"));
+        assert_eq!(
+            (code, body.as_str()),
+            (408, "the request took too long: see --open-timeout\n")
+        );
     }
 }
 

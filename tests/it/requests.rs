@@ -181,7 +181,10 @@ async fn requests_refused_by_hyper_are_answered_with_the_reason() {
     }
     let endless = format!("GET /{}", "x".repeat(20_000));
     let Answer { code, body, .. } = server.raw().await.exchange(endless).await;
-    assert_eq!((code, body.as_str()), (414, "the address is too long\n"));
+    assert_eq!(
+        (code, body.as_str()),
+        (414, "an address has at most 16 KiB\n")
+    );
 }
 
 #[tokio::test]
