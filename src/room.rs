@@ -8,7 +8,7 @@ pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 
-pub(crate) use log::{Delivery, Follow, Room, Sealed, Start};
+pub(crate) use log::{Delivery, Follow, OnGap, Room, Sealed, Start};
 pub(crate) use name::RoomName;
 pub(crate) use receipts::Collector;
 pub(crate) use subscription::Subscription;

@@ -17,7 +17,7 @@ use crate::client::record::ConnectionRecord;
 use crate::client::websocket::WebSocket;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, BatchBuilder, Chunk, Frames, Outbox, Plain};
+use crate::format::{BatchBuilder, Frames, Outbox, Plain};
 use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
@@ -81,7 +81,7 @@ impl<S: Transport> Session<S> {
         );
         Self {
             socket,
-            outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
+            outbox: membership.greeting().into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
             heartbeat_timer: HeartbeatTimer::new(&settings.times).map(Box::new),
@@ -222,7 +222,7 @@ impl<S: Transport> Session<S> {
     /// Publishes a batch, and echoes it in echo mode; returns how many queues it was put into.
     fn publish(&mut self, frames: Frames) -> usize {
         let span = &self.record.span;
-        self.record.received += frames.payloads().len() as u64;
+        self.record.received += frames.len() as u64;
         if self.settings.log_messages {
             message_log::received(span, &frames);
         }
@@ -234,8 +234,8 @@ impl<S: Transport> Session<S> {
             Mode::Echo => {
                 self.record.sent += batch.len() as u64;
                 self.last_echoed = Some(batch.last_id());
-                let (format, first) = (self.subscription.format(), batch.seqs().start);
-                self.outbox.push(format::render(batch, format, first));
+                let first = batch.seqs().start;
+                self.outbox.push(self.subscription.encode(&batch, first));
             }
             Mode::Broadcast if self.settings.log_messages => {
                 message_log::broadcasting(span, batch.frames());
@@ -286,7 +286,7 @@ impl<S: Transport> Session<S> {
     fn push_ping(&mut self) -> Option<MessageId> {
         // Echoes follow the history.
         let last = self.last_echoed.or(self.subscription.last());
-        self.outbox.push(frame::ping(last).into());
+        self.outbox.push(frame::ping(last));
         last
     }
 
@@ -367,6 +367,7 @@ mod tests {
     use crate::config::{Config, Time};
     use crate::hub::Hub;
     use crate::message::Kind;
+    use crate::protocol::frame::Header;
     use crate::room::Follow;
     use crate::room::reader::{Part, Piece};
     use crate::store::Store;
@@ -420,14 +421,16 @@ mod tests {
 
         /// The first byte and the payload of the next frame.
         async fn frame(&mut self) -> (u8, Vec<u8>) {
-            let first = self.stream.read_u8().await.unwrap();
-            let length = match self.stream.read_u8().await.unwrap() {
-                126 => self.stream.read_u16().await.unwrap().into(),
-                length => usize::from(length),
+            let mut bytes = Vec::new();
+            let header = loop {
+                bytes.push(self.stream.read_u8().await.unwrap());
+                if let Some(header) = Header::parse(&bytes) {
+                    break header;
+                }
             };
-            let mut payload = vec![0; length];
+            let mut payload = vec![0; header.payload as usize];
             self.stream.read_exact(&mut payload).await.unwrap();
-            (first, payload)
+            (header.first, payload)
         }
 
         async fn expect_close(&mut self, code: u16) {
@@ -448,9 +451,7 @@ mod tests {
 
     /// A frame of text, masked with zeros.
     fn text(text: &str) -> Vec<u8> {
-        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
-        frame.extend(text.as_bytes());
-        frame
+        frame::encode_masked(0x81, text.as_bytes(), [0; 4])
     }
 
     fn secs(secs: u64) -> Duration {

@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::request::Request;
 use super::response::{Body, respond_json};
 use super::routes::Routes;
-use crate::format::{self, Event};
+use crate::format::{Encoding, Event, json};
 use crate::room::RoomName;
 use crate::room::reader::{Part, Piece, Reader};
 
@@ -108,11 +108,13 @@ impl Iterator for JsonArray {
         while self.made.is_empty() && !self.is_complete {
             match self.reader.next() {
                 Some(Piece::Messages(batch, seqs)) => {
-                    format::json::objects(batch, seqs).for_each(|json| self.push(json));
+                    let (encoded, _) = batch.encoded(Encoding::Json);
+                    let indices = batch.index(seqs.start)..batch.index(seqs.end);
+                    json::objects(encoded, indices).for_each(|json| self.push(json));
                 }
                 Some(Piece::Gap(missed)) => {
                     let missed = Some(missed);
-                    self.push(format::json::to_string(&Event::Gap { missed }).into());
+                    self.push(json::to_string(&Event::Gap { missed }).into());
                 }
                 None => {
                     self.copied.extend_from_slice(b"\n]\n");

@@ -184,33 +184,15 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::Frames;
-    use crate::format::batch::Mark;
-    use crate::message::{Kind, MessageId};
+    use crate::format::testing;
+    use crate::message::Kind;
     use proptest::prelude::*;
 
     /// A batch of one message for each payload size.
     fn batch(first: u64, sizes: &[usize]) -> Arc<Batch> {
-        let mut end = 0;
-        let marks = sizes
-            .iter()
-            .map(|payload| {
-                end += payload + 2;
-                Mark {
-                    kind: Kind::Binary,
-                    end,
-                    payload: *payload,
-                }
-            })
-            .collect();
-        let frames = Frames::new(vec![0; end], marks);
-        Arc::new(Batch::new(
-            MessageId {
-                epoch: 1,
-                seq: first,
-            },
-            frames,
-        ))
+        let payloads: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0; *size]).collect();
+        let messages: Vec<_> = payloads.iter().map(|it| (Kind::Binary, &it[..])).collect();
+        Arc::new(testing::batch(&testing::plain(""), first, &messages))
     }
 
     #[test]

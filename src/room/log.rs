@@ -13,7 +13,7 @@ use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
 use crate::config::{self, Limits, Mode};
-use crate::format::{Batch, Format, Frames};
+use crate::format::{Batch, Encoding, Frames};
 use crate::message::MessageId;
 
 /// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
@@ -53,12 +53,37 @@ pub(super) struct Member {
 }
 
 /// How a client subscribes to a room.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Follow {
-    /// The format of its events.
-    pub(crate) format: Format,
+    /// The encoding of its events.
+    pub(crate) encoding: Encoding,
+    /// Whether it can acknowledge messages.
+    pub(crate) acknowledges: bool,
+    /// What happens where messages are evicted before it has read them.
+    pub(crate) on_gap: OnGap,
     /// The last message that it received before it reconnected, if it did.
     pub(crate) since: Option<MessageId>,
+}
+
+/// What happens to a client where messages are evicted before it has read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnGap {
+    /// It is closed as behind, as it could not learn of the gap.
+    Close,
+    /// It gets a gap event and goes on behind it.
+    Report,
+}
+
+impl Default for Follow {
+    /// Any WebSocket client.
+    fn default() -> Self {
+        Self {
+            encoding: Encoding::Plain,
+            acknowledges: true,
+            on_gap: OnGap::Close,
+            since: None,
+        }
+    }
 }
 
 /// Where a subscription starts.
@@ -235,7 +260,7 @@ impl Room {
             sender,
             behind: None,
         });
-        let unacknowledged = Unacknowledged::new(follow.format, joined_at);
+        let unacknowledged = Unacknowledged::new(follow.acknowledges, joined_at);
         log.acknowledging += usize::from(unacknowledged.is_possible());
         log.set_behind(key, Some(start.next));
         let mut subscription = Subscription {
@@ -243,7 +268,8 @@ impl Room {
             receiver,
             key: Some(key),
             epoch: log.epoch,
-            format: follow.format,
+            encoding: follow.encoding,
+            on_gap: follow.on_gap,
             source: Source::History,
             missed: 0,
             unacknowledged,
@@ -315,6 +341,7 @@ impl Drop for Room {
 #[cfg(test)]
 pub(crate) mod tests {
 
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use std::task::{Context, Poll, Waker};
@@ -322,9 +349,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::{Config, Size};
     use crate::disconnect::Disconnect;
-    use crate::format::Chunk;
-    use crate::format::Outbox;
-    use crate::format::{BatchBuilder, Plain};
+    use crate::format::{BatchBuilder, Outbox, Plain};
     use crate::message::Kind;
 
     const NO_PREFIX: Option<String> = Some(String::new());
@@ -404,16 +429,9 @@ pub(crate) mod tests {
         }
     }
 
-    fn concat(frames: &[Chunk]) -> Vec<u8> {
-        frames
-            .iter()
-            .flat_map(|frame| frame.iter().copied())
-            .collect()
-    }
-
     /// The numbers that `frames` carry.
-    fn numbers(frames: &[Chunk]) -> Vec<u64> {
-        let mut bytes: &[u8] = &concat(frames);
+    fn numbers(frames: &[Bytes]) -> Vec<u64> {
+        let mut bytes: &[u8] = &frames.concat();
         let mut numbers = Vec::new();
         while let [_, length, rest @ ..] = bytes {
             let (number, rest) = rest.split_at(*length as usize);
@@ -543,7 +561,7 @@ pub(crate) mod tests {
             given.unwrap();
             subscription.take_ping_request();
         }
-        let text = String::from_utf8_lossy(&concat(&frames)).into_owned();
+        let text = String::from_utf8_lossy(&frames.concat()).into_owned();
         let events = text.match_indices('{').map(|(start, _)| {
             let end = start + text[start..].find('}').unwrap();
             serde_json::from_str::<serde_json::Value>(&text[start..=end]).unwrap()
@@ -559,8 +577,9 @@ pub(crate) mod tests {
     fn a_format_with_gap_events_continues_after_a_gap() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 2, 1));
         let follow = Follow {
-            format: Format::Json,
-            since: None,
+            encoding: Encoding::Json,
+            on_gap: OnGap::Report,
+            ..Follow::default()
         };
         let (mut subscription, _) = room.room.subscribe(follow);
         (0..3).for_each(|_| room.publish(1));
@@ -601,7 +620,7 @@ pub(crate) mod tests {
         (0..5).for_each(|_| room.publish(1));
         let mut late = room.room.subscribe(Follow::default()).0;
         room.room.seal();
-        assert!(room.room.deliver(Frames::default()).is_err());
+        assert!(room.room.deliver(room.encode(1)).is_err());
         for subscription in [&mut live, &mut late] {
             let mut all = Vec::new();
             let end = loop {

@@ -4,12 +4,14 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::log::{Log, Room};
+use bytes::Bytes;
+
+use super::log::{Log, OnGap, Room};
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, Event, Format, Outbox};
+use crate::format::{Batch, Encoding, Event, Outbox};
 use crate::message::MessageId;
 
 /// One client's cursor in the log of a room; it leaves the room when dropped.
@@ -25,7 +27,8 @@ pub(crate) struct Subscription {
     pub(super) key: Option<usize>,
     /// The epoch of the log.
     pub(super) epoch: u64,
-    pub(super) format: Format,
+    pub(super) encoding: Encoding,
+    pub(super) on_gap: OnGap,
     pub(super) source: Source,
     /// Messages evicted before they were read, and not yet reported by a gap event.
     pub(super) missed: u64,
@@ -54,7 +57,7 @@ impl Subscription {
     /// Appends the next messages to `frames`; returns how many, which may be 0 where some are missing.
     ///
     /// # Errors
-    /// [`Disconnect::Behind`] when the next messages were evicted and the format has no gap event, and
+    /// [`Disconnect::Behind`] when the next messages were evicted and the client is not to go on behind a gap, and
     /// [`Disconnect::ShuttingDown`] at the end of a sealed log.
     pub(crate) fn poll_next(
         &mut self,
@@ -127,9 +130,15 @@ impl Subscription {
         }
     }
 
-    /// The format of its events.
-    pub(crate) fn format(&self) -> Format {
-        self.format
+    /// The encoding of its events.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// The messages of `batch` from sequence number `from` on, in the encoding of this client.
+    pub(crate) fn encode(&self, batch: &Arc<Batch>, from: u64) -> Bytes {
+        let (encoded, _) = batch.encoded(self.encoding);
+        encoded.messages_from(batch.index(from))
     }
 
     /// The epoch of the ids in this log.
@@ -160,7 +169,7 @@ impl Subscription {
             .retained_from()
             .min(end)
             .saturating_sub(self.next);
-        if missed > 0 && self.format == Format::Plain {
+        if missed > 0 && self.on_gap == OnGap::Close {
             return Err(Disconnect::Behind);
         }
         if missed > 0 {
@@ -197,17 +206,18 @@ impl Subscription {
     fn render_taken(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
             let missed = Some(mem::take(&mut self.missed));
-            frames.push(format::render_event(&Event::Gap { missed }, self.format).into());
+            frames.extend(self.encoding.event(&Event::Gap { missed }));
         }
         let before = self.next;
-        for batch in self.taken.drain(..) {
+        let mut taken = mem::take(&mut self.taken);
+        for batch in taken.drain(..) {
             let (from, last) = (self.next, batch.last_id());
-            frames.push(format::render(batch, self.format, from));
+            frames.push(self.encode(&batch, from));
             self.next = last.seq + 1;
             self.last = Some(last);
         }
-        if self.taken.capacity() > KEPT_CAPACITY {
-            self.taken = Batches::new();
+        if taken.capacity() <= KEPT_CAPACITY {
+            self.taken = taken;
         }
         self.next - before
     }
