@@ -1,5 +1,6 @@
 //! A room: one ordered log, and the clients that follow it.
 
+pub(crate) mod copies;
 pub(crate) mod history;
 pub(crate) mod log;
 pub(crate) mod name;
@@ -8,7 +9,7 @@ pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 
-pub(crate) use log::{Delivery, Follow, OnGap, Room, Sealed, Start};
+pub(crate) use log::{Delivery, Follow, OnGap, Room, Sealed, Start, Total};
 pub(crate) use name::RoomName;
 pub(crate) use receipts::Collector;
 pub(crate) use subscription::Subscription;

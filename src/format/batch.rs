@@ -68,6 +68,11 @@ impl Encodings {
             others: OnceLock::new(),
         }
     }
+
+    /// Bytes of memory of the first.
+    fn cost(&self) -> usize {
+        size_of::<Self>() + OVERHEAD + self.encoded.cost
+    }
 }
 
 /// A few messages encoded once, as the WebSocket frames that every client of the plain format gets.
@@ -132,14 +137,14 @@ impl Batch {
         self.time
     }
 
-    /// Its messages in `encoding`; and how many bytes of memory that takes, where they were encoded only
-    /// now: the history has to count them.
+    /// Its messages in `encoding`; and, where they were encoded only now, how many bytes of memory that
+    /// copy takes: the history has to count it.
     pub(crate) fn encoded(&self, encoding: Encoding) -> (&Encoded, usize) {
         let (mut at, mut made) = (&self.frames.encodings, 0);
         while at.encoding != encoding {
             at = at.others.get_or_init(|| {
                 let encodings = Encodings::new(encoding, encoding.messages(self));
-                made = size_of::<Encodings>() + OVERHEAD + encodings.encoded.cost;
+                made = encodings.cost();
                 Box::new(encodings)
             });
         }
@@ -184,9 +189,35 @@ impl Batch {
         self.frames.plain().bytes.len()
     }
 
-    /// Bytes of memory that it takes, without the encodings made later.
+    /// The same messages without the copies in other encodings.
+    pub(crate) fn without_copies(&self) -> Self {
+        let Encodings {
+            encoding, encoded, ..
+        } = &self.frames.encodings;
+        Self {
+            frames: Frames {
+                encodings: Encodings::new(*encoding, encoded.clone()),
+                ..self.frames
+            },
+            ..*self
+        }
+    }
+
+    /// Bytes of memory that it takes without the copies in other encodings.
     pub(crate) fn cost(&self) -> usize {
         size_of::<Self>() + OVERHEAD + self.frames.plain().cost
+    }
+
+    /// Bytes of memory that it takes with the copies in other encodings.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> usize {
+        let mut memory = self.cost();
+        let mut at = &self.frames.encodings;
+        while let Some(other) = at.others.get() {
+            memory += other.cost();
+            at = other;
+        }
+        memory
     }
 
     /// The part of [`cost`](Self::cost) that belongs to its messages from sequence number `seq` on;

@@ -108,7 +108,7 @@ impl Iterator for JsonArray {
         while self.made.is_empty() && !self.is_complete {
             match self.reader.next() {
                 Some(Piece::Messages(batch, seqs)) => {
-                    let (encoded, _) = batch.encoded(Encoding::Json);
+                    let encoded = self.reader.encoded(&batch, Encoding::Json);
                     let indices = batch.index(seqs.start)..batch.index(seqs.end);
                     json::objects(encoded, indices).for_each(|json| self.push(json));
                 }

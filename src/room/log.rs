@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use slab::Slab;
@@ -29,7 +29,33 @@ pub(crate) struct Room {
     /// The rank by these bytes in the hub.
     pub(super) rank: AtomicUsize,
     /// Memory of all histories, to which this room adds its own.
-    pub(super) total: Arc<AtomicUsize>,
+    pub(super) total: Arc<Total>,
+    /// The most of that memory.
+    pub(super) total_limit: usize,
+}
+
+/// Memory of all histories.
+#[derive(Debug, Default)]
+pub(crate) struct Total {
+    bytes: AtomicUsize,
+    /// Whether a room may have outgrown its rank by something else than a publication.
+    pub(crate) outgrown: AtomicBool,
+}
+
+impl Total {
+    /// Bytes of all histories.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Adds `bytes`, unless that would exceed `limit`; returns whether it did.
+    pub(super) fn reserve(&self, bytes: usize, limit: usize) -> bool {
+        let add = |total: usize| total.checked_add(bytes).filter(|it| *it <= limit);
+        let added = self
+            .bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        added.is_ok()
+    }
 }
 
 #[derive(Debug)]
@@ -42,6 +68,8 @@ pub(super) struct Log {
     /// The clients that read from the history: the next message, and the key.
     pub(super) behind: BTreeSet<(u64, usize)>,
     pub(super) sealed: bool,
+    /// Whether the hub has evicted the room: its history no longer counts.
+    pub(super) evicted: bool,
 }
 
 /// A client in the registry.
@@ -157,12 +185,13 @@ impl Room {
         history: &config::History,
         limits: &Limits,
         epoch: u64,
-        total: Arc<AtomicUsize>,
+        total: Arc<Total>,
     ) -> Self {
         let bound = Bound {
             messages: limits.max_queue,
             bytes: limits.max_queue_bytes.bytes(),
         };
+        let total_limit = history.total.bytes();
         let history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
         Self {
             mode,
@@ -174,11 +203,13 @@ impl Room {
                 acknowledging: 0,
                 behind: BTreeSet::new(),
                 sealed: false,
+                evicted: false,
             }),
             receipts: Receipts::default(),
             bytes: AtomicUsize::new(0),
             rank: AtomicUsize::new(0),
             total,
+            total_limit,
         }
     }
 
@@ -298,7 +329,8 @@ impl Room {
         log.history.retained_from() == log.history.next()
     }
 
-    /// Evicts the oldest messages until the others take at most `bytes` of memory.
+    /// Drops the oldest copies, and then evicts the oldest messages, until the rest takes at most `bytes`
+    /// of memory.
     pub(crate) fn trim_to(&self, bytes: usize) {
         let mut log = self.log.lock();
         log.history.trim_to(bytes);
@@ -307,8 +339,11 @@ impl Room {
 
     /// Subtracts the history from the total, before the room is dropped.
     pub(crate) fn write_off(&self) {
+        // With the lock, as a reader may count a copy just now.
+        let mut log = self.log.lock();
+        log.evicted = true;
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
-        self.total.fetch_sub(bytes, Ordering::Relaxed);
+        self.total.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Bytes of memory of the history.
@@ -327,6 +362,7 @@ impl Room {
         if now != before {
             self.bytes.store(now, Ordering::Relaxed);
             self.total
+                .bytes
                 .fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
         }
     }
@@ -351,10 +387,11 @@ pub(crate) mod tests {
     use crate::disconnect::Disconnect;
     use crate::format::{BatchBuilder, Outbox, Plain};
     use crate::message::Kind;
+    use crate::room::reader::{Part, Piece};
 
     const NO_PREFIX: Option<String> = Some(String::new());
 
-    fn new_room(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Room {
+    fn new_room(config: &Config, epoch: u64, total: Arc<Total>) -> Room {
         let Config {
             service,
             history,
@@ -637,7 +674,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_bytes_of_all_rooms_are_counted_through_every_change() {
-        let total = Arc::new(AtomicUsize::new(0));
+        let total = Arc::<Total>::default();
         let config = config(Mode::Broadcast, 3, 10);
         let plain = Plain::new(&config.service);
         let rooms = [1, 2].map(|epoch| new_room(&config, epoch, total.clone()));
@@ -651,13 +688,65 @@ pub(crate) mod tests {
         }
         // Two rooms, and three of the four messages.
         let all: usize = costs[2..].iter().sum();
-        assert_eq!(total.load(Ordering::Relaxed), all);
+        assert_eq!(total.bytes(), all);
         let last = costs[7];
         rooms[0].trim_to(last);
         assert_eq!((rooms[0].bytes(), rooms[1].bytes()), (last, all / 2));
-        assert_eq!(total.load(Ordering::Relaxed), last + all / 2);
+        assert_eq!(total.bytes(), last + all / 2);
         drop(rooms);
-        assert_eq!(total.load(Ordering::Relaxed), 0);
+        assert_eq!(total.bytes(), 0);
+    }
+
+    #[test]
+    fn copies_count_wherever_clients_read_and_evict_no_message() {
+        let mut config = config(Mode::Broadcast, 1000, 10);
+        config.history.bytes = Size::from(50_000);
+        let mut room = Numbers::new(&config);
+        let follow = |encoding| Follow {
+            encoding,
+            on_gap: OnGap::Report,
+            ..Follow::default()
+        };
+        let mut live = room.room.subscribe(follow(Encoding::Json)).0;
+        for _ in 0..100 {
+            room.publish(1);
+            assert_eq!(events(&mut live).len(), 1);
+            assert_counted(&room.room);
+        }
+        assert_eq!(room.room.log.lock().history.retained_from(), 1);
+        // A late client, one of another encoding, and a reader that is no client.
+        for encoding in [Encoding::Json, Encoding::EventStream] {
+            let mut late = room.room.subscribe(follow(encoding)).0;
+            let (mut frames, mut cx) = (Outbox::new(), Context::from_waker(Waker::noop()));
+            while late.poll_next(&mut cx, &mut frames).is_ready() {
+                assert_counted(&room.room);
+            }
+        }
+        let mut reader = room.room.read(Part::Last, 1000);
+        while let Some(Piece::Messages(batch, _)) = reader.next() {
+            reader.encoded(&batch, Encoding::Json);
+            assert_counted(&room.room);
+        }
+        assert_eq!(room.room.log.lock().history.retained_from(), 1);
+        assert!(room.room.bytes() > 49_000, "{}", room.room.bytes());
+        // A reader that still has a batch of an evicted room counts nothing.
+        let bare = {
+            let log = room.room.log.lock();
+            let mut batches = log.history.batches_from(1);
+            batches.find(|it| it.memory() == it.cost()).unwrap().clone()
+        };
+        room.room.write_off();
+        reader.encoded(&bare, Encoding::Json);
+        assert_eq!(room.room.total.bytes(), 0);
+    }
+
+    /// All counts of bytes are those of the batches and copies in the history, and within its bound.
+    fn assert_counted(room: &Room) {
+        let log = room.log.lock();
+        let held = log.history.batches_from(1).map(|it| it.memory());
+        let held = held.sum::<usize>();
+        assert_eq!((room.bytes(), room.total.bytes()), (held, held));
+        assert!(held <= 50_000, "{held}");
     }
 
     #[derive(Debug, Clone)]

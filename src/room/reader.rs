@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::log::Room;
-use crate::format::Batch;
+use crate::format::{Batch, Encoded, Encoding};
 use crate::message::MessageId;
 
 /// Which messages of a log are read.
@@ -64,6 +64,16 @@ impl Room {
     }
 }
 
+impl Reader {
+    /// The messages of `batch`, which it read, in `encoding`.
+    pub(crate) fn encoded<'a>(&self, batch: &'a Arc<Batch>, encoding: Encoding) -> &'a Encoded {
+        match self.room.upgrade() {
+            Some(room) => room.encoded(batch, encoding),
+            None => batch.encoded(encoding).0,
+        }
+    }
+}
+
 impl Iterator for Reader {
     type Item = Piece;
 
@@ -89,8 +99,6 @@ impl Iterator for Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
     use crate::config::{Config, Mode};
     use crate::format::{BatchBuilder, Plain};
@@ -101,13 +109,12 @@ mod tests {
     /// A room with two batches, of the messages 1 to 3 and 4 to 6.
     fn room() -> Arc<Room> {
         let config = Config::with(|config| config.service.mode = Mode::Broadcast);
-        let total = Arc::<AtomicUsize>::default();
         let room = Room::new(
             config.service.mode,
             &config.history,
             &config.limits,
             EPOCH,
-            total,
+            Arc::default(),
         );
         let plain = Plain::new(&config.service);
         for _ in 0..2 {

@@ -137,7 +137,7 @@ impl Subscription {
 
     /// The messages of `batch` from sequence number `from` on, in the encoding of this client.
     pub(crate) fn encode(&self, batch: &Arc<Batch>, from: u64) -> Bytes {
-        let (encoded, _) = batch.encoded(self.encoding);
+        let encoded = self.room.encoded(batch, self.encoding);
         encoded.messages_from(batch.index(from))
     }
 
