@@ -356,6 +356,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_queue_alone_has_does_not_count() {
+        let mut history = History::new(10, 10_000, 0);
+        history.push(&batch(1, &[10]), None);
+        let bytes = history.bytes();
+        // The history goes on without this copy, and any later one of the same batch.
+        let queued = encode(&mut history, 1, Encoding::Json, false);
+        let (_, made) = queued.encoded(Encoding::EventStream);
+        history.keep_copy(&queued, made, true);
+        assert_eq!((copied(&history), history.bytes()), (vec![], bytes));
+        encode(&mut history, 1, Encoding::EventStream, true);
+        assert_eq!(history.bytes(), bytes + made);
+    }
+
+    #[test]
     fn what_only_clients_behind_need_has_no_copies() {
         let cost = batch(1, &[10]).cost();
         let mut history = History::new(1, 100 * cost, 100 * cost);
