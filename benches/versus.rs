@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use wscast::audience::{frame_length, masked_frame};
 
 const ROUNDS: usize = 3;
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -295,7 +296,10 @@ async fn start(address: SocketAddr, load: Load, count: &Rc<Cell<u64>>) {
                 tokio::task::spawn_local(async move {
                     loop {
                         let mut stream = connect(address).await;
-                        stream.write_all(&frame(0x88, &[0x03, 0xe8])).await.unwrap();
+                        stream
+                            .write_all(&masked_frame(0x88, &[0x03, 0xe8]))
+                            .await
+                            .unwrap();
                         let mut rest = Vec::new();
                         stream.read_to_end(&mut rest).await.ok();
                         count.set(count.get() + 1);
@@ -339,7 +343,7 @@ async fn publish(address: SocketAddr, keep_alive: bool, count: Rc<Cell<u64>>) {
 
 /// Keeps `window` messages on their way, and counts the frames that come.
 async fn talk(mut stream: TcpStream, window: usize, size: usize, count: Rc<Cell<u64>>) {
-    let one = frame(0x81, &vec![b'x'; size]);
+    let one = masked_frame(0x81, &vec![b'x'; size]);
     let all = one.repeat(window.max(1));
     stream.write_all(&all[..one.len() * window]).await.unwrap();
     let mut buffer = vec![0; 256 * 1024];
@@ -362,31 +366,6 @@ async fn talk(mut stream: TcpStream, window: usize, size: usize, count: Rc<Cell<
                 .unwrap();
         }
     }
-}
-
-/// How long the frame at the front is, if it is all there; only its header is looked at.
-fn frame_length(bytes: &[u8]) -> Option<usize> {
-    let length = match bytes.get(1)? {
-        126 => 4 + usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)),
-        127 => 10 + u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize,
-        length => 2 + usize::from(*length),
-    };
-    (length <= bytes.len()).then_some(length)
-}
-
-/// A frame as a client sends it, masked with zeros.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match payload.len() {
-        length @ 0..126 => frame.push(0x80 | length as u8),
-        length => {
-            frame.push(0x80 | 126);
-            frame.extend((length as u16).to_be_bytes());
-        }
-    }
-    frame.extend([0; 4]);
-    frame.extend(payload);
-    frame
 }
 
 async fn connect(address: SocketAddr) -> TcpStream {

@@ -1,5 +1,5 @@
-//! A room and its clients without sockets, for the benchmark and the allocation test: what publishing
-//! costs by itself.
+//! What measurements need: a room and its clients without sockets, to see what publishing costs by itself,
+//! and the frames of a client.
 
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 use crate::config::{Config, Mode, Size};
 use crate::format::{BatchBuilder, Outbox, Plain};
 use crate::message::{Kind, MessageId};
+use crate::protocol::frame::{Header, encode_masked};
 use crate::room::{Follow, Origin, Room, Subscription};
 
 /// Clients that keep up with one room, which keeps no history.
@@ -65,4 +66,16 @@ impl Audience {
             .filter(|it| *it)
             .count()
     }
+}
+
+/// A frame as a client sends it, whose first byte is `first`, masked with zeros.
+pub fn masked_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    encode_masked(first, payload, [0; 4])
+}
+
+/// How long the frame at the beginning of `bytes` is, if all of it is there.
+pub fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let header = Header::parse(bytes)?;
+    let length = (header.length + header.payload) as usize;
+    (length <= bytes.len()).then_some(length)
 }

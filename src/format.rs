@@ -1,4 +1,4 @@
-//! Encodings of events: the plain format, JSON, Server-Sent Events, and the batches that cache them.
+//! Encodings of events, and the batches that cache them.
 
 pub(crate) mod batch;
 pub(crate) mod event;
@@ -6,20 +6,17 @@ pub(crate) mod json;
 pub(crate) mod plain;
 pub(crate) mod sse;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-pub(crate) use batch::{Batch, BatchBuilder, Chunk, Frames, Outbox};
+pub(crate) use batch::{Batch, BatchBuilder, Encoded, Frames};
 pub(crate) use event::Event;
 pub(crate) use json::JSON_PROTOCOL;
 pub(crate) use plain::Plain;
 
-use batch::Rendition;
-
-/// The encoding of a client's events.
+/// What the events of a client look like in bytes: the key of what a [`Batch`] caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Format {
+pub(crate) enum Encoding {
     /// WebSocket messages: what was sent, behind the prefix. Any client understands them.
     #[default]
     Plain,
@@ -29,79 +26,63 @@ pub(crate) enum Format {
     EventStream,
 }
 
-/// The messages of `batch` from position `from` on.
-pub(crate) fn render(batch: Arc<Batch>, format: Format, from: u64) -> Chunk {
-    if format == Format::Plain {
-        return batch.frames_from(from);
-    }
-    let skipped = from.saturating_sub(batch.positions().start) as usize;
-    rendition(&batch, format).messages_from(skipped).into()
-}
+/// Bytes to be written to one client: mostly one chunk, which needs no allocation.
+pub(crate) type Outbox = SmallVec<[Bytes; 1]>;
 
-/// All messages of `batch` in a format other than the plain one, encoded the first time.
-fn rendition(batch: &Batch, format: Format) -> &Rendition {
-    batch.rendition(format, || {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(batch.len()));
+impl Encoding {
+    /// One event; none where the encoding has nothing for it.
+    pub(crate) fn event(self, event: &Event<'_>) -> Option<Bytes> {
+        let mut bytes = Vec::new();
+        self.append(event, &mut bytes);
+        (!bytes.is_empty()).then(|| bytes.into())
+    }
+
+    /// All messages of `batch`. In the plain encoding they are encoded before they are published.
+    fn messages(self, batch: &Batch) -> Encoded {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(batch.len() - 1));
         for event in event::messages(batch) {
-            encode(&event, format, &mut bytes);
-            ends.push(bytes.len());
+            if !bytes.is_empty() {
+                ends.push(bytes.len());
+            }
+            self.append(&event, &mut bytes);
         }
         bytes.shrink_to_fit();
-        Rendition {
-            bytes: bytes.into(),
-            ends,
+        Encoded::new(bytes, ends)
+    }
+
+    fn append(self, event: &Event<'_>, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Plain => plain::append(event, bytes),
+            Self::Json => json::append(event, bytes),
+            Self::EventStream => sse::append(event, bytes),
         }
-    })
-}
-
-/// An event in a format other than the plain one.
-pub(crate) fn render_event(event: &Event<'_>, format: Format) -> Bytes {
-    let mut bytes = Vec::new();
-    encode(event, format, &mut bytes);
-    bytes.into()
-}
-
-/// Appends `event` in a format other than the plain one, in which it is nothing.
-fn encode(event: &Event<'_>, format: Format, bytes: &mut Vec<u8>) {
-    match format {
-        Format::Plain => {}
-        Format::Json => json::encode(event, bytes),
-        Format::EventStream => sse::encode(event, bytes),
     }
 }
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
     use std::time::SystemTime;
 
-    use super::{Arc, Batch, BatchBuilder, Plain};
+    use super::{Batch, BatchBuilder, Plain};
     use crate::config::Config;
     use crate::message::{Kind, MessageId};
 
-    /// The plain format with these texts.
-    pub(super) fn plain(welcome: &str, prefix: &str) -> Plain {
-        Plain::new(
-            &Config::with(|config| {
-                config.service.welcome = Some(welcome.into());
-                config.service.prefix = Some(prefix.into());
-            })
-            .service,
-        )
+    /// The plain format with this prefix.
+    pub(crate) fn plain(prefix: &str) -> Plain {
+        Plain::new(&Config::with(|config| config.service.prefix = Some(prefix.into())).service)
     }
 
-    /// A batch of these messages, whose ids begin at 1-1.
-    pub(super) fn batch(plain: &Plain, messages: &[(Kind, &[u8])]) -> Arc<Batch> {
+    /// A batch of these messages, whose ids begin at 1-`first`.
+    pub(crate) fn batch(plain: &Plain, first: u64, messages: &[(Kind, &[u8])]) -> Batch {
         let mut builder = BatchBuilder::default();
         for (kind, payload) in messages {
             plain.encode(*kind, payload, &mut builder);
         }
-        let first = MessageId { epoch: 1, seq: 1 };
-        Arc::new(Batch::new(
-            1,
-            first,
-            SystemTime::now(),
-            builder.take().unwrap(),
-        ))
+        let id = MessageId {
+            epoch: 1,
+            seq: first,
+        };
+        Batch::new(first, id, SystemTime::now(), builder.take().unwrap())
     }
 }
 
@@ -112,23 +93,61 @@ mod tests {
     use crate::message::Kind;
 
     #[test]
-    fn a_batch_is_encoded_once_per_format() {
+    fn a_batch_is_encoded_once_per_encoding() {
         let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0")];
-        let batch = batch(&plain("", "> "), &messages);
-        for format in [Format::Plain, Format::Json, Format::EventStream] {
-            let [one, other] = [(), ()].map(|()| render(batch.clone(), format, 1));
+        let batch = batch(&plain("> "), 1, &messages);
+        // The first lookup says what the encoding costs, unless the batch came with it.
+        let all = [Encoding::Json, Encoding::Plain, Encoding::EventStream];
+        let costs = all.map(|it| batch.encoded(it).1);
+        assert_eq!(costs.map(|it| it > 0), [true, false, true]);
+        assert_eq!(all.map(|it| batch.encoded(it).1), [0, 0, 0]);
+        let messages_from = |encoding, index| batch.encoded(encoding).0.messages_from(index);
+        for encoding in all {
+            let [one, other] = [(), ()].map(|()| messages_from(encoding, 0));
             assert_eq!(one.as_ptr(), other.as_ptr());
-            let second = render(batch.clone(), format, 2);
+            let second = messages_from(encoding, 1);
             assert_eq!(second.as_ptr_range().end, one.as_ptr_range().end);
+            assert_eq!(batch.encoded(encoding).0.message(1), second);
         }
-        assert!(render(batch.clone(), Format::Plain, 1).starts_with(b"\x81\x04> hi"));
-        let second = render(batch.clone(), Format::EventStream, 2);
-        assert_eq!(*second, b"id: 1-2\nevent: binary\ndata: AA==\n\n"[..]);
-        let second = render(batch, Format::Json, 2);
+        assert_eq!(
+            messages_from(Encoding::Plain, 0),
+            b"\x81\x04> hi\x82\x01\0"[..]
+        );
+        let second = messages_from(Encoding::EventStream, 1);
+        assert_eq!(second, b"id: 1-2\nevent: binary\ndata: AA==\n\n"[..]);
+        let second = messages_from(Encoding::Json, 1);
         let json: serde_json::Value = serde_json::from_slice(&second[2..]).unwrap();
         assert_eq!(
             (&json["id"], &json["binary"]),
             (&"1-2".into(), &"AA==".into())
         );
+    }
+
+    #[test]
+    fn a_greeting_is_the_first_event_of_each_encoding() {
+        let welcome = |text| Event::Welcome {
+            text,
+            room: "/",
+            mode: "echo",
+            last_id: None,
+            resumed: false,
+            missed: Some(0),
+        };
+        let greeting = |encoding: Encoding, text| encoding.event(&welcome(text));
+        assert_eq!(
+            greeting(Encoding::Plain, "hello").unwrap(),
+            b"\x81\x05hello"[..]
+        );
+        assert_eq!(
+            greeting(Encoding::EventStream, "hello").unwrap(),
+            b": hello\n\n"[..]
+        );
+        // An empty text is no greeting; a JSON client gets the rest of it.
+        assert_eq!(greeting(Encoding::Plain, ""), None);
+        assert_eq!(greeting(Encoding::EventStream, ""), None);
+        assert!(greeting(Encoding::Json, "").is_some());
+        // The plain encoding cannot say that messages are missing.
+        let gap = Event::Gap { missed: Some(1) };
+        assert_eq!(Encoding::Plain.event(&gap), None);
     }
 }

@@ -19,7 +19,7 @@ use crate::config::{Config, History, Limits, Service};
 use crate::format::{Batch, Frames, Plain};
 use crate::message::Unavailable;
 use crate::room::reader::{Part, Reader};
-use crate::room::{Archive, Follow, Origin, Placed, Room, Sealed};
+use crate::room::{Archive, Follow, Origin, Placed, Room, Sealed, Total};
 use crate::store::{Backend, Fed, Feed, Numbered, NumberedBy, Opened, Opening, Store, Ticket};
 use publications::Publications;
 use ranking::{Ranked, Ranking};
@@ -41,7 +41,7 @@ pub(crate) struct Hub {
     publications: Publications,
     rooms: Mutex<Rooms>,
     /// Bytes of memory of all histories.
-    total: Arc<AtomicUsize>,
+    total: Arc<Total>,
 }
 
 #[derive(Debug, Default)]
@@ -313,8 +313,9 @@ impl Hub {
 
     /// Bytes by which all histories together exceed `--history-total`.
     fn excess(&self) -> usize {
-        let total = self.total.load(Ordering::Relaxed);
-        total.saturating_sub(self.history.total.bytes())
+        self.total
+            .bytes()
+            .saturating_sub(self.history.total.bytes())
     }
 
     /// Evicts empty rooms, then trims the largest histories, until `--history-total` is kept.
@@ -326,6 +327,9 @@ impl Hub {
             let excess = self.excess();
             if excess == 0 {
                 break;
+            }
+            if self.total.outgrown.swap(false, Ordering::Relaxed) {
+                rooms.rank_outgrown();
             }
             evicted = rooms.evict_longest_empty();
             if evicted.is_some() {
@@ -340,6 +344,20 @@ impl Hub {
 }
 
 impl Rooms {
+    /// Ranks the rooms that have outgrown their ranks, as copies of messages were made for readers.
+    fn rank_outgrown(&mut self) {
+        let rooms = self
+            .by_name
+            .values()
+            .filter_map(|entry| match &entry.state {
+                State::Open(room) => Some(room),
+                State::Opening(_) => None,
+            });
+        for room in rooms.filter(|room| Ranking::is_outgrown(&***room)) {
+            self.ranking.rank(room);
+        }
+    }
+
     /// Evicts the room that has been empty for longest, and returns it, so that the caller can drop it
     /// without the lock; none where every room has clients.
     fn evict_longest_empty(&mut self) -> Option<Arc<Room>> {
@@ -521,9 +539,9 @@ impl Ranked for Room {
 mod tests {
     use super::*;
     use crate::config::{Mode, Size};
-    use crate::format::Batch;
-    use crate::format::BatchBuilder;
+    use crate::format::{Batch, BatchBuilder, Encoding};
     use crate::message::Kind;
+    use crate::room::reader::Piece;
 
     fn hub(change: impl FnOnce(&mut Config)) -> Arc<Hub> {
         let mut config = Config::with(|config| {
@@ -557,7 +575,7 @@ mod tests {
             State::Open(room) => room.bytes(),
             State::Opening(_) => 0,
         });
-        assert_eq!(hub.total.load(Ordering::Relaxed), held.sum::<usize>());
+        assert_eq!(hub.total.bytes(), held.sum::<usize>());
         let mut names: Vec<_> = rooms.by_name.keys().map(|it| it.to_string()).collect();
         names.sort();
         names
@@ -603,5 +621,60 @@ mod tests {
         assert!(least * 5 / 4 + 1000 > *most, "{sizes:?}");
         drop(rooms);
         assert_eq!(names(&hub).len(), 10);
+    }
+
+    /// Reads all of a room in JSON.
+    async fn read_all(hub: &Arc<Hub>, name: &str) -> usize {
+        let mut reader = hub.read(name, Part::Last, u64::MAX).await.unwrap();
+        let mut messages = 0;
+        while let Some(piece) = reader.next().await {
+            let Piece::Messages(batch, _) = piece else {
+                panic!("nothing is evicted");
+            };
+            messages += batch.len();
+            reader.encoded(&batch, Encoding::Json);
+        }
+        messages
+    }
+
+    #[tokio::test]
+    async fn reading_keeps_the_total_and_forgets_no_message_and_no_room() {
+        let total = 100_000;
+        let hub = hub(|config| config.history.total = Size::from(total));
+        let names_of_rooms = ["/a", "/b", "/c"];
+        for name in names_of_rooms {
+            let guard = hub.enter(name).await.unwrap();
+            (0..100).for_each(|_| drop(publish(&guard, "")));
+        }
+        let before = hub.total.bytes();
+        assert!((60_000..90_000).contains(&before), "{before}");
+        for name in names_of_rooms.repeat(2) {
+            assert_eq!(read_all(&hub, name).await, 100);
+            assert!(hub.total.bytes() <= total);
+        }
+        // What space there was is used, by copies.
+        assert!(hub.total.bytes() > total - 1000);
+        assert_eq!(names(&hub), names_of_rooms);
+    }
+
+    #[tokio::test]
+    async fn a_room_that_grew_by_copies_is_trimmed_before_a_smaller_one() {
+        let hub = hub(|config| config.history.total = Size::from(90_000));
+        let read = hub.enter("/read").await.unwrap();
+        let other = hub.enter("/other").await.unwrap();
+        (0..100).for_each(|_| drop(publish(&read, "")));
+        (0..100).for_each(|_| drop(publish(&other, "")));
+        read_all(&hub, "/read").await;
+        let size = read.room.bytes();
+        assert!(size > other.room.bytes() * 5 / 4, "{size}");
+        let mut published = 100;
+        // Beyond the total, which takes copies first.
+        while read.room.bytes() > size - 2000 {
+            publish(&other, "");
+            published += 1;
+            assert!(published < 200);
+        }
+        assert_eq!(read_all(&hub, "/other").await, published);
+        assert_eq!(read_all(&hub, "/read").await, 100);
     }
 }

@@ -27,8 +27,7 @@ use crate::client::event_stream::EventStream;
 use crate::client::session::Session;
 use crate::config::Config;
 use crate::excerpt::excerpt;
-use crate::format::Format;
-use crate::http::connection::{Http, Upgraded};
+use crate::http::connection::{Http, Protocol, Upgraded};
 use crate::http::routes::Routes;
 use crate::hub::Hub;
 use crate::ops::{Log, Signals, announcement, descriptors};
@@ -317,17 +316,21 @@ impl Client {
         settings: Arc<Settings>,
         budget: Arc<Budget>,
     ) -> Self {
-        let (stream, membership) = (upgraded.stream, upgraded.membership);
+        let Upgraded {
+            stream,
+            membership,
+            protocol,
+        } = upgraded;
         let room = membership.room_guard.name();
         let span = info_span!("client", %peer, room = &*excerpt(room.as_bytes()));
-        if membership.subscription.format() == Format::EventStream {
-            let events = EventStream::new(stream, upgraded.head, membership, settings, span);
-            Self::EventStream(Box::new(events))
-        } else {
-            let ahead = upgraded.ahead;
-            Self::WebSocket(Session::new(
+        match protocol {
+            Protocol::EventStream { head } => {
+                let events = EventStream::new(stream, head, membership, settings, span);
+                Self::EventStream(Box::new(events))
+            }
+            Protocol::WebSocket { ahead } => Self::WebSocket(Session::new(
                 stream, ahead, membership, settings, budget, span,
-            ))
+            )),
         }
     }
 }

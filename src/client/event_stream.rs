@@ -16,7 +16,7 @@ use crate::client::Settings;
 use crate::client::record::ConnectionRecord;
 use crate::config::Time;
 use crate::disconnect::Disconnect;
-use crate::format::{self, Chunk, Event, Format, Outbox};
+use crate::format::{Encoding, Event, Outbox};
 use crate::hub::Membership;
 use crate::transport::Transport;
 use crate::transport::write::{linger, write};
@@ -51,7 +51,7 @@ impl<S: Transport> EventStream<S> {
             settings,
             stream,
             membership,
-            outbox: smallvec![head.into()],
+            outbox: smallvec![head],
             record: ConnectionRecord::new(span),
         }
     }
@@ -62,7 +62,7 @@ impl<S: Transport> EventStream<S> {
         self.membership.subscription.leave();
         let why = self.record.why.insert(why);
         if matches!(why, Disconnect::ShuttingDown) {
-            self.outbox = smallvec![RECONNECT.into()];
+            self.outbox = smallvec![RECONNECT];
             if self.write().await.is_ok() {
                 let limit = self.settings.times.close_timeout.get();
                 timeout(limit, linger(&mut self.stream)).await.ok();
@@ -71,12 +71,11 @@ impl<S: Transport> EventStream<S> {
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
-        let greeting = self.membership.greeting();
-        self.outbox.extend(greeting.map(Chunk::from));
+        self.outbox.extend(self.membership.greeting());
         let missed = self.membership.start.missed;
         if missed != Some(0) {
-            let gap = format::render_event(&Event::Gap { missed }, Format::EventStream);
-            self.outbox.push(gap.into());
+            let gap = Encoding::EventStream.event(&Event::Gap { missed });
+            self.outbox.extend(gap);
         }
         self.write().await?;
 
@@ -91,14 +90,14 @@ impl<S: Transport> EventStream<S> {
                     self.write().await?;
                 }
                 Some(_) = OptionFuture::from(heartbeats.as_mut().map(Interval::tick)) => {
-                    self.outbox.push(COMMENT.into());
+                    self.outbox.push(COMMENT);
                     self.write().await?;
                 }
                 // What the client sends is never read: it has nothing to say. If it has closed, it
                 // answers the comment with a reset; if it has only half-closed, it reads on.
                 () = poll_fn(|cx| self.stream.poll_read_closed(cx)), if !half_closed => {
                     half_closed = true;
-                    self.outbox.push(COMMENT.into());
+                    self.outbox.push(COMMENT);
                     self.write().await?;
                 }
                 error = self.stream.broken(), if half_closed => {

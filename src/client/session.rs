@@ -18,7 +18,7 @@ use crate::client::unplaced::{Sent, Unplaced};
 use crate::client::websocket::WebSocket;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, BatchBuilder, Chunk, Event, Format, Frames, Outbox, Plain};
+use crate::format::{BatchBuilder, Event, Frames, Outbox, Plain};
 use crate::hub::{Membership, Publication, PublishError, RoomGuard};
 use crate::message::{MessageId, Unavailable};
 use crate::protocol::decoder::Received;
@@ -84,7 +84,7 @@ impl<S: Transport> Session<S> {
         );
         Self {
             socket,
-            outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
+            outbox: membership.greeting().into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
             heartbeat_timer: HeartbeatTimer::new(&settings.times).map(Box::new),
@@ -256,7 +256,7 @@ impl<S: Transport> Session<S> {
         let span = &self.record.span;
         let sent = Sent {
             first: self.record.received + 1,
-            count: frames.payloads().len() as u64,
+            count: frames.len() as u64,
         };
         self.record.received += sent.count;
         if self.settings.log_messages {
@@ -292,8 +292,8 @@ impl<S: Transport> Session<S> {
             Mode::Echo => {
                 self.record.sent += batch.len() as u64;
                 self.last_echoed = Some(batch.last_id());
-                let (format, first) = (self.subscription.format(), batch.positions().start);
-                self.outbox.push(format::render(batch, format, first));
+                let first = batch.positions().start;
+                self.outbox.push(self.subscription.encode(&batch, first));
             }
             Mode::Broadcast if self.settings.log_messages => {
                 message_log::broadcasting(&self.record.span, batch.frames());
@@ -308,18 +308,15 @@ impl<S: Transport> Session<S> {
     /// # Errors
     /// [`Disconnect::Unavailable`] where its format has no event for that.
     fn report(&mut self, sent: Sent, why: Unavailable) -> Result<(), Disconnect> {
-        let format = self.subscription.format();
-        if format != Format::Json {
-            return Err(Disconnect::Unavailable);
-        }
+        let encoding = self.subscription.encoding();
         for message in sent.first..sent.first + sent.count {
             let error = Event::Error {
                 code: "unavailable",
                 message,
                 retry_after: Some(why.retry_after.as_secs_f64()),
             };
-            self.outbox
-                .push(format::render_event(&error, format).into());
+            let error = encoding.event(&error).ok_or(Disconnect::Unavailable)?;
+            self.outbox.push(error);
         }
         Ok(())
     }
@@ -390,7 +387,7 @@ impl<S: Transport> Session<S> {
     fn push_ping(&mut self) -> Option<MessageId> {
         // Echoes follow the history.
         let last = self.last_echoed.or(self.subscription.last());
-        self.outbox.push(frame::ping(last).into());
+        self.outbox.push(frame::ping(last));
         last
     }
 
@@ -471,6 +468,7 @@ mod tests {
     use crate::config::{Config, Time};
     use crate::hub::Hub;
     use crate::message::Kind;
+    use crate::protocol::frame::Header;
     use crate::room::Follow;
     use crate::room::reader::{Part, Piece};
     use crate::store::Store;
@@ -524,14 +522,16 @@ mod tests {
 
         /// The first byte and the payload of the next frame.
         async fn frame(&mut self) -> (u8, Vec<u8>) {
-            let first = self.stream.read_u8().await.unwrap();
-            let length = match self.stream.read_u8().await.unwrap() {
-                126 => self.stream.read_u16().await.unwrap().into(),
-                length => usize::from(length),
+            let mut bytes = Vec::new();
+            let header = loop {
+                bytes.push(self.stream.read_u8().await.unwrap());
+                if let Some(header) = Header::parse(&bytes) {
+                    break header;
+                }
             };
-            let mut payload = vec![0; length];
+            let mut payload = vec![0; header.payload as usize];
             self.stream.read_exact(&mut payload).await.unwrap();
-            (first, payload)
+            (header.first, payload)
         }
 
         async fn expect_close(&mut self, code: u16) {
@@ -552,9 +552,7 @@ mod tests {
 
     /// A frame of text, masked with zeros.
     fn text(text: &str) -> Vec<u8> {
-        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
-        frame.extend(text.as_bytes());
-        frame
+        frame::encode_masked(0x81, text.as_bytes(), [0; 4])
     }
 
     fn secs(secs: u64) -> Duration {

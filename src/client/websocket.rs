@@ -329,12 +329,12 @@ pub(crate) mod tests {
     use std::task::Waker;
     use std::time::Duration;
 
+    use bytes::Bytes;
     use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
     use crate::config::Config;
-    use crate::format::Chunk;
     use crate::transport::Stream;
     use crate::transport::doubles::{Buffered, tcp_pair, write_now};
 
@@ -492,7 +492,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn frames_that_a_full_socket_rejects_are_written_later() {
         let mut socket = WebSocket::new(Stub::new(b""), settings(), budget());
-        let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
+        let mut frames: Outbox = [Bytes::from("one"), Bytes::from("two")]
             .into_iter()
             .collect();
         socket.stream.accepts = false;
@@ -509,7 +509,7 @@ pub(crate) mod tests {
         for (accepts_anyway, taken) in [(true, &b"onetwo"[..]), (false, b"")] {
             let mut stub = Stub::new(b"");
             (stub.accepts, stub.accepts_anyway) = (false, accepts_anyway);
-            let mut frames: Outbox = [Chunk::from("one"), Chunk::from("two")]
+            let mut frames: Outbox = [Bytes::from("one"), Bytes::from("two")]
                 .into_iter()
                 .collect();
             let written = write(&mut stub, &mut frames, Duration::from_secs(1)).await;

@@ -2,61 +2,122 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::ops::{Deref, Range};
-use std::sync::{Arc, OnceLock};
+use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use bytes::{Buf, Bytes};
-use smallvec::SmallVec;
+use bytes::Bytes;
 
-use super::Format;
+use super::Encoding;
 use crate::message::{Kind, MessageId};
+use crate::protocol::frame::Header;
 
-/// A few messages encoded once, as the WebSocket frames that every client gets.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Frames {
-    bytes: Vec<u8>,
-    marks: Marks,
+/// At least one message, one behind the other, in one encoding.
+#[derive(Debug, Clone)]
+pub(crate) struct Encoded {
+    bytes: Bytes,
+    /// Where each message but the last one ends.
+    ends: Box<[usize]>,
+    /// Bytes of memory of both.
+    cost: usize,
 }
 
-/// One for each frame; most batches have one message.
-pub(crate) type Marks = SmallVec<[Mark; 1]>;
+impl Encoded {
+    /// Takes encoded messages; `ends` are the offsets at which all but the last one end.
+    pub(super) fn new(bytes: Vec<u8>, ends: Vec<usize>) -> Self {
+        Self {
+            cost: bytes.capacity() + size_of_val(&ends[..]),
+            bytes: bytes.into(),
+            ends: ends.into(),
+        }
+    }
 
-/// Where one frame of [`Frames`] ends, and how much of it is the sender's payload.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Mark {
-    /// The kind of the message.
-    pub(crate) kind: Kind,
-    /// Offset in bytes behind the frame's last byte.
-    pub(crate) end: usize,
-    /// Length of the payload in bytes; it is the tail of the frame.
-    pub(crate) payload: usize,
+    /// The message at `index`.
+    pub(crate) fn message(&self, index: usize) -> Bytes {
+        self.bytes.slice(self.range(index))
+    }
+
+    /// The messages from `index` on. All clients share the bytes.
+    pub(crate) fn messages_from(&self, index: usize) -> Bytes {
+        match index {
+            0 => self.bytes.clone(),
+            index => self.bytes.slice(self.ends[index - 1]..),
+        }
+    }
+
+    fn range(&self, index: usize) -> Range<usize> {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        start..self.ends.get(index).copied().unwrap_or(self.bytes.len())
+    }
+}
+
+/// The same messages in one encoding, and in others.
+#[derive(Debug, Clone)]
+struct Encodings {
+    encoding: Encoding,
+    encoded: Encoded,
+    /// Those in other encodings, made when a client first needs them.
+    others: OnceLock<Box<Self>>,
+}
+
+impl Encodings {
+    fn new(encoding: Encoding, encoded: Encoded) -> Self {
+        Self {
+            encoding,
+            encoded,
+            others: OnceLock::new(),
+        }
+    }
+
+    /// Bytes of memory of the first.
+    fn cost(&self) -> usize {
+        size_of::<Self>() + OVERHEAD + self.encoded.cost
+    }
+}
+
+/// A few messages encoded once, as the WebSocket frames that every client of the plain format gets.
+#[derive(Debug, Clone)]
+pub(crate) struct Frames {
+    encodings: Encodings,
+    /// Length of the prefix of each text.
+    prefix: usize,
 }
 
 impl Frames {
-    /// Takes encoded frames, one mark a frame, in order.
-    pub(crate) fn new(bytes: Vec<u8>, marks: Marks) -> Self {
-        debug_assert_eq!(marks.last().map_or(0, |mark| mark.end), bytes.len());
-        Self { bytes, marks }
+    /// How many messages.
+    pub(crate) fn len(&self) -> usize {
+        self.plain().ends.len() + 1
     }
 
-    /// The messages, each with its kind, its frame, and its payload at the end of that.
+    /// Each of the messages by itself.
     #[cfg(test)]
-    pub(crate) fn frames(&self) -> impl Iterator<Item = (Kind, &[u8], &[u8])> {
-        let starts = [0]
-            .into_iter()
-            .chain(self.marks.iter().map(|mark| mark.end));
-        starts
-            .zip(self.payloads())
-            .zip(&self.marks)
-            .map(|((start, (kind, payload)), mark)| (kind, &self.bytes[start..mark.end], payload))
+    pub(crate) fn singles(&self) -> impl Iterator<Item = Self> {
+        (0..self.len()).map(|index| {
+            let bytes = self.plain().message(index).to_vec();
+            let encoded = Encoded::new(bytes, Vec::new());
+            Self {
+                encodings: Encodings::new(Encoding::Plain, encoded),
+                prefix: self.prefix,
+            }
+        })
     }
 
     /// The messages as their sender sent them.
     pub(crate) fn payloads(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
-        self.marks
-            .iter()
-            .map(|mark| (mark.kind, &self.bytes[mark.end - mark.payload..mark.end]))
+        (0..self.len()).map(|index| {
+            let frame = &self.plain().bytes[self.plain().range(index)];
+            let header = Header::parse(frame).expect("a frame has a header");
+            let kind = header.message().expect("it is a whole message");
+            let prefix = match kind {
+                Kind::Text => self.prefix,
+                Kind::Binary => 0,
+            };
+            (kind, &frame[header.length as usize + prefix..])
+        })
+    }
+
+    fn plain(&self) -> &Encoded {
+        &self.encodings.encoded
     }
 }
 
@@ -68,13 +129,12 @@ pub(crate) struct Batch {
     first: MessageId,
     time: SystemTime,
     frames: Frames,
-    /// In JSON and as Server-Sent Events, encoded when a client first needs them.
-    renditions: [OnceLock<Box<Rendition>>; 2],
 }
 
-/// Memory of a batch besides its frames and marks: the struct, the counters of its [`Arc`], its slot
-/// in a list with spare capacity, and the rounding of two allocations.
-const BATCH_COST: usize = size_of::<Batch>() + 64;
+/// Memory of messages in one encoding besides the struct: the header that shares their bytes, a place in
+/// a list or tree of the history, which has some to spare, the counters of an [`Arc`](std::sync::Arc), and
+/// the rounding of three allocations.
+const OVERHEAD: usize = 96;
 
 impl Batch {
     /// Gives `frames` their ids, `first` and those that follow, and their places in a log, from
@@ -85,7 +145,6 @@ impl Batch {
             first,
             time,
             frames,
-            renditions: Default::default(),
         }
     }
 
@@ -94,24 +153,28 @@ impl Batch {
         self.time
     }
 
-    /// Its messages in a format other than the plain one, encoded by `encode` the first time.
-    pub(crate) fn rendition(
-        &self,
-        format: Format,
-        encode: impl FnOnce() -> Rendition,
-    ) -> &Rendition {
-        let kept = &self.renditions[usize::from(format == Format::EventStream)];
-        kept.get_or_init(|| Box::new(encode()))
+    /// Its messages in `encoding`; and, where they were encoded only now, how many bytes of memory that
+    /// copy takes: the history has to count it.
+    pub(crate) fn encoded(&self, encoding: Encoding) -> (&Encoded, usize) {
+        let (mut at, mut made) = (&self.frames.encodings, 0);
+        while at.encoding != encoding {
+            at = at.others.get_or_init(|| {
+                let encodings = Encodings::new(encoding, encoding.messages(self));
+                made = encodings.cost();
+                Box::new(encodings)
+            });
+        }
+        (&at.encoded, made)
     }
 
-    /// Its messages in the plain format.
+    /// Its messages in the plain encoding.
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
     }
 
     /// Number of messages.
     pub(crate) fn len(&self) -> usize {
-        self.frames.marks.len()
+        self.frames.len()
     }
 
     /// Gives its messages the places from `position` on.
@@ -143,115 +206,58 @@ impl Batch {
         }
     }
 
-    /// The frames of all messages from `position` on.
-    pub(crate) fn frames_from(self: Arc<Self>, position: u64) -> Chunk {
-        let start = match position.saturating_sub(self.position) {
-            0 => 0,
-            skipped => self.end(skipped as usize),
-        };
-        Chunk::Batch(self, start)
+    /// The index of the first of its messages from `position` on.
+    pub(crate) fn index(&self, position: u64) -> usize {
+        position.saturating_sub(self.position) as usize
     }
 
     /// Bytes of all its frames.
     pub(crate) fn frame_bytes(&self) -> usize {
-        self.frames.bytes.len()
+        self.frames.plain().bytes.len()
     }
 
-    /// Bytes of memory that it takes, without its [renditions](Self::rendition).
+    /// The same messages without the copies in other encodings.
+    pub(crate) fn without_copies(&self) -> Self {
+        let Encodings {
+            encoding, encoded, ..
+        } = &self.frames.encodings;
+        Self {
+            frames: Frames {
+                encodings: Encodings::new(*encoding, encoded.clone()),
+                ..self.frames
+            },
+            ..*self
+        }
+    }
+
+    /// Bytes of memory that it takes without the copies in other encodings.
     pub(crate) fn cost(&self) -> usize {
-        let Frames { bytes, marks } = &self.frames;
-        let marks = match marks.spilled() {
-            true => marks.capacity() * size_of::<Mark>(),
-            false => 0,
-        };
-        BATCH_COST + marks + bytes.capacity()
+        size_of::<Self>() + OVERHEAD + self.frames.plain().cost
+    }
+
+    /// Bytes of memory that it takes with the copies in other encodings.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> usize {
+        let mut memory = self.cost();
+        let mut at = &self.frames.encodings;
+        while let Some(other) = at.others.get() {
+            memory += other.cost();
+            at = other;
+        }
+        memory
     }
 
     /// The part of [`cost`](Self::cost) that belongs to its messages from `position` on;
     /// what they share belongs to the last one.
     pub(crate) fn cost_from(&self, position: u64) -> usize {
-        match position.saturating_sub(self.position) as usize {
+        match self.index(position) {
             0 => self.cost(),
             skipped if skipped >= self.len() => 0,
-            skipped => self.cost() - skipped * size_of::<Mark>() - self.end(skipped),
+            skipped => {
+                let end = self.frames.plain().ends[skipped - 1];
+                self.cost() - skipped * size_of::<usize>() - end
+            }
         }
-    }
-
-    /// Where the first `count` frames end.
-    fn end(&self, count: usize) -> usize {
-        self.frames.marks[count - 1].end
-    }
-}
-
-/// Encoded messages, one behind the other.
-#[derive(Debug)]
-pub(crate) struct Rendition {
-    /// All of them.
-    pub(crate) bytes: Bytes,
-    /// For each, the offset behind its last byte.
-    pub(crate) ends: Vec<usize>,
-}
-
-impl Rendition {
-    /// The message at `index`.
-    pub(crate) fn message(&self, index: usize) -> Bytes {
-        self.bytes.slice(self.start(index)..self.ends[index])
-    }
-
-    /// The messages from `index` on.
-    pub(crate) fn messages_from(&self, index: usize) -> Bytes {
-        self.bytes.slice(self.start(index)..)
-    }
-
-    fn start(&self, index: usize) -> usize {
-        index.checked_sub(1).map_or(0, |before| self.ends[before])
-    }
-}
-
-/// Chunks to be written to one client; mostly one, which needs no allocation.
-pub(crate) type Outbox = SmallVec<[Chunk; 1]>;
-
-/// Bytes that are to be written to one client.
-#[derive(Debug, Clone)]
-pub(crate) enum Chunk {
-    /// Bytes of their own.
-    Bytes(Bytes),
-    /// The frames of a batch, from this offset on. Nearly all chunks are such; one costs a reference
-    /// count, and keeps all of the batch in memory, its renditions too.
-    Batch(Arc<Batch>, usize),
-}
-
-impl Buf for Chunk {
-    fn remaining(&self) -> usize {
-        self.len()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self
-    }
-
-    fn advance(&mut self, count: usize) {
-        match self {
-            Self::Bytes(bytes) => bytes.advance(count),
-            Self::Batch(_, from) => *from += count,
-        }
-    }
-}
-
-impl Deref for Chunk {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Bytes(bytes) => bytes,
-            Self::Batch(batch, from) => &batch.frames.bytes[*from..],
-        }
-    }
-}
-
-impl<T: Into<Bytes>> From<T> for Chunk {
-    fn from(bytes: T) -> Self {
-        Self::Bytes(bytes.into())
     }
 }
 
@@ -261,8 +267,10 @@ pub(crate) struct BatchBuilder {
     /// Batches of the full size.
     pub(super) full: VecDeque<Frames>,
     pub(super) bytes: Vec<u8>,
-    pub(super) marks: Marks,
-    /// Size of the last batch in messages and bytes: the capacity that the next one begins with.
+    /// Where each message but the last one ends.
+    pub(super) ends: Vec<usize>,
+    prefix: usize,
+    /// Numbers of ends and bytes of the last batch: the capacity that the next one begins with.
     last_size: (usize, usize),
 }
 
@@ -276,88 +284,79 @@ impl BatchBuilder {
     pub(crate) fn take(&mut self) -> Option<Frames> {
         self.full
             .pop_front()
-            .or_else(|| (!self.marks.is_empty()).then(|| self.cut()))
+            .or_else(|| (!self.bytes.is_empty()).then(|| self.cut()))
     }
 
-    /// Allocates what the next batch will probably need, if it is empty.
-    pub(super) fn begin(&mut self) {
-        if self.marks.is_empty() {
-            self.marks = Marks::with_capacity(self.last_size.0);
+    /// Begins a message whose prefix, if it is a text, has this length. A batch begins with what it will
+    /// probably need allocated.
+    pub(super) fn begin(&mut self, prefix: usize) {
+        if self.bytes.is_empty() {
+            self.ends = Vec::with_capacity(self.last_size.0);
             self.bytes = Vec::with_capacity(self.last_size.1);
+            self.prefix = prefix;
+        } else {
+            self.ends.push(self.bytes.len());
         }
     }
 
     /// Ends the current batch.
     pub(super) fn cut(&mut self) -> Frames {
-        let (mut bytes, mut marks) = (mem::take(&mut self.bytes), mem::take(&mut self.marks));
-        self.last_size = (marks.len(), bytes.len());
+        let (mut bytes, ends) = (mem::take(&mut self.bytes), mem::take(&mut self.ends));
+        self.last_size = (ends.len(), bytes.len());
         // The history may retain it for long.
         if bytes.capacity() / 2 > bytes.len() {
             bytes.shrink_to_fit();
-            marks.shrink_to_fit();
         }
-        Frames::new(bytes, marks)
+        Frames {
+            encodings: Encodings::new(Encoding::Plain, Encoded::new(bytes, ends)),
+            prefix: self.prefix,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::testing::plain;
+    use crate::format::testing::{batch, plain};
+
+    const BATCH_COST: usize = size_of::<Batch>() + OVERHEAD;
 
     #[test]
-    fn a_batch_gives_the_frames_from_any_of_its_messages_on() {
-        let mark = |end, payload| Mark {
-            kind: Kind::Binary,
-            end,
-            payload,
-        };
-        let frames = Frames::new(
-            b"abcdef".to_vec(),
-            [mark(1, 1), mark(3, 0), mark(6, 2)].into_iter().collect(),
-        );
-        let first = MessageId { epoch: 7, seq: 5 };
-        let batch = Arc::new(Batch::new(5, first, SystemTime::now(), frames));
-        assert_eq!(batch.positions(), 5..8);
-        for (position, expected) in [(5, "abcdef"), (6, "bcdef"), (7, "def")] {
-            let mut frames = batch.clone().frames_from(position);
-            assert_eq!(*frames, *expected.as_bytes());
-            frames.advance(2);
-            assert_eq!(*frames, expected.as_bytes()[2..]);
-        }
-        assert_eq!(batch.id(6).to_string(), "7-6");
+    fn a_batch_knows_its_ids() {
+        let three = [(Kind::Binary, &b"x"[..]); 3];
+        let batch = batch(&plain(""), 5, &three);
+        assert_eq!((batch.positions(), batch.last_id().seq), (5..8, 7));
+        assert_eq!([1, 5, 7].map(|position| batch.index(position)), [0, 0, 2]);
+        assert_eq!(batch.id(6).to_string(), "1-6");
     }
 
     #[test]
     fn the_cost_of_a_batch_is_all_of_its_memory() {
-        let mark = |end| Mark {
-            kind: Kind::Text,
-            end,
-            payload: 0,
-        };
-        let batch = |bytes: Vec<u8>, marks: &[Mark]| {
-            let first = MessageId { epoch: 7, seq: 5 };
-            Batch::new(
-                5,
-                first,
-                SystemTime::now(),
-                Frames::new(bytes, Marks::from_slice(marks)),
-            )
-        };
-        let one = batch(vec![0; 2], &[mark(2)]);
+        let plain = plain("");
+        let one = batch(&plain, 5, &[(Kind::Text, b"")]);
         assert_eq!(one.cost(), BATCH_COST + 2);
-        let mut spare = Vec::with_capacity(1000);
-        spare.extend([0; 4]);
-        let two = batch(spare, &[mark(2), mark(4)]);
-        assert_eq!(two.cost(), BATCH_COST + 2 * size_of::<Mark>() + 1000);
+        // Little spare memory is kept and counts, much is freed.
+        let [two, _] = [(10, 10), (1000, 6)].map(|(expected, cost)| {
+            let mut builder = BatchBuilder {
+                last_size: (5, expected),
+                ..BatchBuilder::default()
+            };
+            for _ in 0..2 {
+                plain.encode(Kind::Text, b"x", &mut builder);
+            }
+            let first = MessageId { epoch: 7, seq: 5 };
+            let two = Batch::new(5, first, SystemTime::now(), builder.take().unwrap());
+            assert_eq!(two.cost(), BATCH_COST + size_of::<usize>() + cost);
+            two
+        });
         let costs: Vec<usize> = (4..8).map(|position| two.cost_from(position)).collect();
-        let second = two.cost() - size_of::<Mark>() - 2;
+        let second = two.cost() - size_of::<usize>() - 3;
         assert_eq!(costs, [two.cost(), two.cost(), second, 0]);
     }
 
     #[test]
     fn messages_are_cut_into_batches() {
-        let plain = plain("", "");
+        let plain = plain("");
         let mut builder = BatchBuilder::default();
         for number in 0..=MAX_BATCH {
             plain.encode(Kind::Text, number.to_string().as_bytes(), &mut builder);

@@ -3,7 +3,7 @@
 use super::Event;
 
 /// Appends `event` in the event-stream format (WHATWG HTML, section 9.2.5); a greeting is a comment.
-pub(crate) fn encode(event: &Event<'_>, stream: &mut Vec<u8>) {
+pub(super) fn append(event: &Event<'_>, stream: &mut Vec<u8>) {
     let mut line = |field: &str, value: &str| {
         stream.extend_from_slice(field.as_bytes());
         stream.extend_from_slice(value.as_bytes());

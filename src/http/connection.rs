@@ -44,14 +44,27 @@ pub(crate) struct Http {
 /// The connection of a client that has joined a room.
 #[derive(Debug)]
 pub(crate) struct Upgraded<S> {
-    /// The stream: of a WebSocket behind the 101, of an event stream before the head of the answer.
+    /// The stream.
     pub(crate) stream: S,
-    /// What was read behind the request.
-    pub(crate) ahead: Vec<u8>,
-    /// The head of the answer, if it is still to be written.
-    pub(crate) head: Bytes,
     /// The client's membership of the room.
     pub(crate) membership: Membership,
+    /// What follows on the stream.
+    pub(crate) protocol: Protocol,
+}
+
+/// What a connection has been upgraded to.
+#[derive(Debug)]
+pub(crate) enum Protocol {
+    /// A WebSocket, whose 101 has been written.
+    WebSocket {
+        /// What was read behind the request.
+        ahead: Vec<u8>,
+    },
+    /// An event stream.
+    EventStream {
+        /// The head of the answer, which is still to be written.
+        head: Bytes,
+    },
 }
 
 impl Http {
@@ -131,12 +144,19 @@ impl Http {
         let parts = connection.into_parts();
         let Socket { mut stream, .. } = parts.io.into_inner();
         if let Some(joined) = link.take_joined() {
-            let Joined { head, membership } = *joined;
+            let (membership, protocol) = match *joined {
+                Joined::WebSocket(membership) => {
+                    let ahead = parts.read_buf.to_vec();
+                    (membership, Protocol::WebSocket { ahead })
+                }
+                Joined::EventStream { head, membership } => {
+                    (membership, Protocol::EventStream { head })
+                }
+            };
             return Some(Upgraded {
                 stream,
-                ahead: parts.read_buf.to_vec(),
-                head,
                 membership,
+                protocol,
             });
         }
         let refusal = match ended {
@@ -255,7 +275,10 @@ mod tests {
             let (settings, budget) = (self.settings.clone(), self.budget.clone());
             tokio::spawn(async move {
                 if let Some(it) = http.serve(stream, PEER, None).await {
-                    let (ahead, span) = (it.ahead, Span::none());
+                    let Protocol::WebSocket { ahead } = it.protocol else {
+                        panic!("no WebSocket");
+                    };
+                    let span = Span::none();
                     let mut session =
                         Session::new(it.stream, ahead, it.membership, settings, budget, span);
                     session.run().await;
@@ -382,6 +405,7 @@ mod tests {
             read_up_to(&mut answers, b"\r\n\r\n").await;
         };
         timeout(Duration::from_secs(10), exchange).await.unwrap();
-        assert!(!served.await.unwrap().unwrap().head.is_empty());
+        let protocol = served.await.unwrap().unwrap().protocol;
+        assert!(matches!(protocol, Protocol::EventStream { head } if !head.is_empty()));
     }
 }

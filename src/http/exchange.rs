@@ -22,7 +22,6 @@ use super::request::Request;
 use super::response::Body;
 use super::routes::{Answer, Join, Routes, retry_later};
 use crate::excerpt::excerpt;
-use crate::format::Format;
 use crate::transport::Peer;
 
 /// Answers the requests of one connection.
@@ -66,7 +65,8 @@ impl Exchange {
         };
         let mut response = match answer {
             Ok(Answer::Response(response)) => response,
-            Ok(Answer::Join(join)) => return self.join(*join, cors),
+            Ok(Answer::WebSocket(join)) => return Ok(self.upgrade(*join, cors)),
+            Ok(Answer::EventStream(join)) => return Err(self.hand_over(*join, cors)),
             Err(refusal) => {
                 // Without the query, which may hold a secret.
                 let line = format!("{} {path}", request.method);
@@ -79,8 +79,8 @@ impl Exchange {
         Ok(response)
     }
 
-    /// Hands the connection over to a client that has joined a room.
-    fn join(&self, join: Join, cors: Cors) -> Result<Response<Body>, HandedOver> {
+    /// Hands the connection over to a WebSocket; returns its 101, which hyper writes.
+    fn upgrade(&self, join: Join, cors: Cors) -> Response<Body> {
         let Join {
             mut response,
             membership,
@@ -90,15 +90,22 @@ impl Exchange {
         if let Some(protocols) = unknown_protocols {
             info!(peer = %self.peer, "unknown subprotocols are ignored: {protocols:?}");
         }
-        if membership.subscription.format() != Format::EventStream {
-            let head = Bytes::new();
-            self.link.join(Joined { head, membership });
-            return Ok(response);
-        }
+        self.link.join(Joined::WebSocket(membership));
+        response
+    }
+
+    /// Hands the connection over to an event stream, which writes the head of the answer itself.
+    fn hand_over(&self, join: Join, cors: Cors) -> HandedOver {
+        let Join {
+            mut response,
+            membership,
+            ..
+        } = join;
+        cors.add_to(&mut response);
         // hyper has written all earlier answers: it calls for the next one only then.
         let head = head_of(&response).into();
-        self.link.join(Joined { head, membership });
-        Err(HandedOver)
+        self.link.join(Joined::EventStream { head, membership });
+        HandedOver
     }
 }
 

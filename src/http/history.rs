@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::request::Request;
 use super::response::{Body, respond_json};
 use super::routes::Routes;
-use crate::format::{self, Event};
+use crate::format::{Encoding, Event, json};
 use crate::room::RoomName;
 use crate::room::reader::{Part, Piece, Reader};
 
@@ -109,11 +109,13 @@ impl JsonArray {
         while self.made.is_empty() && !self.is_complete {
             match self.reader.next().await {
                 Some(Piece::Messages(batch, positions)) => {
-                    format::json::objects(batch, positions).for_each(|json| self.push(json));
+                    let encoded = self.reader.encoded(&batch, Encoding::Json);
+                    let indices = batch.index(positions.start)..batch.index(positions.end);
+                    json::objects(encoded, indices).for_each(|json| self.push(json));
                 }
                 Some(Piece::Gap(missed)) => {
                     let missed = Some(missed);
-                    self.push(format::json::to_string(&Event::Gap { missed }).into());
+                    self.push(json::to_string(&Event::Gap { missed }).into());
                 }
                 None => {
                     self.copied.extend_from_slice(b"\n]\n");

@@ -32,10 +32,11 @@ pub(super) struct Link {
 
 /// A client that has joined a room: the connection is its own from here on.
 #[derive(Debug)]
-pub(super) struct Joined {
-    /// The head of the answer, where hyper does not write it.
-    pub(super) head: Bytes,
-    pub(super) membership: Membership,
+pub(super) enum Joined {
+    /// Behind the 101, which hyper has written.
+    WebSocket(Membership),
+    /// Before the head of its answer.
+    EventStream { head: Bytes, membership: Membership },
 }
 
 /// How far a connection is.

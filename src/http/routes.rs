@@ -20,10 +20,10 @@ use crate::client::Settings;
 use crate::client::budget::Budget;
 use crate::config::Mode;
 use crate::excerpt::excerpt;
-use crate::format::{Format, JSON_PROTOCOL};
+use crate::format::{Encoding, JSON_PROTOCOL};
 use crate::hub::{Hub, Membership};
 use crate::protocol::handshake::{self, tokens};
-use crate::room::{Follow, RoomName};
+use crate::room::{Follow, OnGap, RoomName};
 
 /// Everything that answers depend on.
 #[derive(Debug)]
@@ -40,8 +40,10 @@ pub(crate) struct Routes {
 pub(super) enum Answer {
     /// A response.
     Response(Response<Body>),
-    /// The client has joined a room.
-    Join(Box<Join>),
+    /// The client has joined a room, as a WebSocket behind this response.
+    WebSocket(Box<Join>),
+    /// The client has joined a room, as an event stream that begins with this response.
+    EventStream(Box<Join>),
 }
 
 /// A client that has joined a room.
@@ -157,8 +159,14 @@ impl Routes {
         let headers = &request.headers;
         let accept = handshake::check(request.version, headers, request.has_body)?;
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
+        let (encoding, on_gap) = match json {
+            true => (Encoding::Json, OnGap::Report),
+            false => (Encoding::Plain, OnGap::Close),
+        };
         let follow = Follow {
-            format: if json { Format::Json } else { Format::Plain },
+            encoding,
+            acknowledges: true,
+            on_gap,
             since: request.since()?,
         };
         let membership = self.hub.join(room, follow).await?;
@@ -171,7 +179,7 @@ impl Routes {
         let mut response = respond(StatusCode::SWITCHING_PROTOCOLS, fields, whole(""));
         let fields = response.headers_mut();
         fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-        Ok(Answer::Join(Box::new(Join {
+        Ok(Answer::WebSocket(Box::new(Join {
             response,
             membership,
             unknown_protocols: unknown_protocols_of(headers),
@@ -181,7 +189,9 @@ impl Routes {
     /// Joins a room as a client of Server-Sent Events (WHATWG HTML, section 9.2).
     async fn events(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
         let follow = Follow {
-            format: Format::EventStream,
+            encoding: Encoding::EventStream,
+            acknowledges: false,
+            on_gap: OnGap::Report,
             since: request.since()?,
         };
         let membership = self.hub.join(room, follow).await?;
@@ -189,7 +199,7 @@ impl Routes {
         // It ends with the connection.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
-        Ok(Answer::Join(Box::new(Join {
+        Ok(Answer::EventStream(Box::new(Join {
             response,
             membership,
             unknown_protocols: None,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Place, RoomGuard};
-use crate::format::{self, Event, Format};
+use crate::format::Event;
 use crate::room::{Start, Subscription};
 
 /// A client's membership of a room.
@@ -18,13 +18,9 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The first event for the client: the welcome, unless it is empty.
+    /// The first event for the client: the welcome, unless there is nothing to say.
     pub(crate) fn greeting(&self) -> Option<Bytes> {
         let Place { hub, name } = &self.room_guard.place;
-        let format = self.subscription.format();
-        if format == Format::Plain {
-            return hub.plain.greeting();
-        }
         let welcome = Event::Welcome {
             text: hub.service.welcome(),
             room: name,
@@ -33,6 +29,6 @@ impl Membership {
             resumed: self.start.resumed,
             missed: self.start.missed,
         };
-        Some(format::render_event(&welcome, format))
+        self.subscription.encoding().event(&welcome)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::frame::{CONTROL_MAX, Control, FIN, Header, unmask};
+use super::frame::{CONTROL_MAX, Control, FIN, Header, unmask, write_header};
 use crate::message::Kind;
 
 /// What comes next in the bytes of a client.
@@ -220,11 +220,9 @@ pub(crate) struct PartHeader {
 }
 
 impl PartHeader {
-    /// Appends it (RFC 6455, section 5.2).
+    /// Appends it.
     pub(crate) fn write(&self, frame: &mut Vec<u8>) {
-        frame.extend([self.first, 0x80 | 127]);
-        frame.extend((self.length as u64).to_be_bytes());
-        frame.extend(self.mask);
+        write_header(self.first, Some(self.mask), self.length, frame);
     }
 }
 

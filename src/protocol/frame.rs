@@ -3,7 +3,6 @@
 use std::fmt::Display;
 
 use bytes::Bytes;
-use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 
 use crate::message::Kind;
 
@@ -22,6 +21,17 @@ pub(crate) enum Control {
     Pong,
     /// Ends the connection.
     Close,
+}
+
+impl Control {
+    /// The first byte of its frame: FIN and the opcode.
+    fn first_byte(self) -> u8 {
+        match self {
+            Self::Close => 0x88,
+            Self::Ping => 0x89,
+            Self::Pong => 0x8a,
+        }
+    }
 }
 
 /// The first byte of an unfragmented data frame: FIN and the opcode.
@@ -92,12 +102,11 @@ impl Header {
 
     /// Which valid control frame it is, if any.
     pub(crate) fn control(&self) -> Option<Control> {
-        match self.first {
-            0x88 if self.payload <= CONTROL_MAX => Some(Control::Close),
-            0x89 if self.payload <= CONTROL_MAX => Some(Control::Ping),
-            0x8a if self.payload <= CONTROL_MAX => Some(Control::Pong),
-            _ => None,
-        }
+        let controls = [Control::Close, Control::Ping, Control::Pong];
+        let control = controls
+            .into_iter()
+            .find(|it| it.first_byte() == self.first);
+        control.filter(|_| self.payload <= CONTROL_MAX)
     }
 
     /// Whether it is a data frame that is allowed here: a continuation frame amid fragments, else the
@@ -130,35 +139,52 @@ pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4]) -> bool {
     all_bits.to_ne_bytes().is_ascii()
 }
 
+/// Appends the header of a frame: without a mask, as a server sends it, or with one, as a client does.
+pub(crate) fn write_header(first: u8, mask: Option<[u8; 4]>, payload: usize, frames: &mut Vec<u8>) {
+    let masked = if mask.is_some() { 0x80 } else { 0 };
+    match payload {
+        0..126 => frames.extend_from_slice(&[first, masked | payload as u8]),
+        126..0x1_0000 => {
+            let [high, low] = (payload as u16).to_be_bytes();
+            frames.extend_from_slice(&[first, masked | 126, high, low]);
+        }
+        _ => {
+            frames.extend_from_slice(&[first, masked | 127]);
+            frames.extend_from_slice(&(payload as u64).to_be_bytes());
+        }
+    }
+    if let Some(mask) = mask {
+        frames.extend_from_slice(&mask);
+    }
+}
+
 /// A ping whose payload is the id of the last message written before it; empty if there is none.
 pub(crate) fn ping(written: Option<impl Display>) -> Bytes {
     let payload = written.map(|id| id.to_string()).unwrap_or_default();
     let mut frame = Vec::with_capacity(2 + payload.len());
-    Frame::ping(payload)
-        .format(&mut frame)
-        .expect("a Vec takes every write");
+    write_header(Control::Ping.first_byte(), None, payload.len(), &mut frame);
+    frame.extend_from_slice(payload.as_bytes());
     frame.into()
 }
 
-/// Appends one unmasked frame (RFC 6455, section 5.2) whose payload is `prefix`, then `payload`.
+/// Appends the frame of a message as a server sends it; its payload is `prefix`, then `payload`.
 ///
 /// Every message passes through it, and tungstenite's own writer costs twice as much.
 pub(crate) fn encode(kind: Kind, prefix: &str, payload: &[u8], frames: &mut Vec<u8>) {
-    let first = first_byte(kind);
     let length = prefix.len() + payload.len();
-    match length {
-        0..126 => frames.extend_from_slice(&[first, length as u8]),
-        126..0x1_0000 => {
-            let [high, low] = (length as u16).to_be_bytes();
-            frames.extend_from_slice(&[first, 126, high, low]);
-        }
-        _ => {
-            frames.extend_from_slice(&[first, 127]);
-            frames.extend_from_slice(&(length as u64).to_be_bytes());
-        }
-    }
+    write_header(first_byte(kind), None, length, frames);
     frames.extend_from_slice(prefix.as_bytes());
     frames.extend_from_slice(payload);
+}
+
+/// A frame as a client sends it, whose first byte is `first`.
+pub(crate) fn encode_masked(first: u8, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write_header(first, Some(mask), payload.len(), &mut frame);
+    let header = frame.len();
+    frame.extend_from_slice(payload);
+    unmask(&mut frame[header..], mask);
+    frame
 }
 
 #[cfg(test)]
@@ -194,6 +220,37 @@ mod tests {
                 assert!(header.is_final && header.mask.is_none());
                 assert_eq!(bytes.len() as u64, header_length + stated);
             }
+        }
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written_in_either_direction() {
+        for payload in [0, 1, 125, 126, 65_535, 65_536, 1 << 40] {
+            for mask in [None, Some([1, 2, 3, 4])] {
+                let mut bytes = Vec::new();
+                write_header(0x81, mask, payload, &mut bytes);
+                let header = Header::parse(&bytes).unwrap();
+                assert_eq!(header.length, bytes.len() as u64);
+                assert_eq!((header.first, header.mask), (0x81, mask));
+                assert_eq!(header.payload, payload as u64);
+                for cut in 0..bytes.len() {
+                    assert!(Header::parse(&bytes[..cut]).is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tungstenite_reads_what_a_client_sends() {
+        let mask = [9, 8, 7, 6];
+        for payload in ["", "hi", &"long ".repeat(30)] {
+            let bytes = encode_masked(0x81, payload.as_bytes(), mask);
+            let mut rest = Cursor::new(&bytes[..]);
+            let (header, length) = FrameHeader::parse(&mut rest).unwrap().unwrap();
+            assert_eq!((header.mask, length), (Some(mask), payload.len() as u64));
+            let mut content = bytes[rest.position() as usize..].to_vec();
+            unmask(&mut content, mask);
+            assert_eq!(content, payload.as_bytes());
         }
     }
 }

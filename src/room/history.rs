@@ -1,6 +1,6 @@
 //! The tail of a room's log, bounded by messages and memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::format::Batch;
@@ -11,6 +11,10 @@ use crate::format::Batch;
 /// retained while a client that is behind needs them, within a bound of their own.
 ///
 /// It retains whole batches: the memory of one is freed with its last message.
+///
+/// Copies of the messages in other encodings are kept for the next client that needs them, as long as
+/// they fit in `--history-bytes` and `--history-total` beside the messages. No message is evicted for a
+/// copy, so that reading forgets nothing.
 #[derive(Debug)]
 pub(crate) struct History {
     batches: VecDeque<Arc<Batch>>,
@@ -26,10 +30,14 @@ pub(crate) struct History {
     replay_from: u64,
     /// Position of the next message.
     next: u64,
-    /// Cost of all batches.
+    /// Cost of all batches, without copies.
     bytes: usize,
     /// Cost of the messages from `replay_from` on.
     replay_bytes: usize,
+    /// The batches that have copies: the last message of each, and the cost of its copies.
+    copies: BTreeMap<u64, usize>,
+    /// Cost of all copies.
+    copied_bytes: usize,
 }
 
 /// A number of messages, and bytes of memory.
@@ -57,6 +65,8 @@ impl History {
             next: 1,
             bytes: 0,
             replay_bytes: 0,
+            copies: BTreeMap::new(),
+            copied_bytes: 0,
         }
     }
 
@@ -88,9 +98,9 @@ impl History {
         self.next
     }
 
-    /// Bytes of memory of all batches.
+    /// Bytes of memory of all batches and their copies.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.copied_bytes
     }
 
     /// Appends the next batch, and [evicts](Self::evict) what no longer fits.
@@ -127,13 +137,18 @@ impl History {
             false => needed,
         };
         self.retained_from = self.retained_from.max(retained_from);
+        self.trim_copies();
         self.shrink_slots();
     }
 
-    /// Evicts the oldest batches until the others take at most `bytes` of memory.
+    /// Drops the oldest copies, and then evicts the oldest batches, until the rest takes at most `bytes` of
+    /// memory.
     pub(crate) fn trim_to(&mut self, bytes: usize) {
-        while self.bytes > bytes {
-            self.evict_batch();
+        while self.bytes() > bytes {
+            match self.copies.first_key_value() {
+                Some((last, _)) => self.drop_copies(*last),
+                None => self.evict_batch(),
+            }
         }
         self.shrink_slots();
     }
@@ -142,6 +157,22 @@ impl History {
     pub(crate) fn clear(&mut self) {
         self.trim_to(0);
         (self.retained_from, self.replay_from) = (self.next, self.next);
+    }
+
+    /// Counts a new copy of `batch`, of `bytes`. Unless it `fits` and has space here, the history goes on
+    /// without it; queues that have the same batch keep it.
+    pub(crate) fn keep_copy(&mut self, batch: &Arc<Batch>, bytes: usize, fits: bool) {
+        let last = batch.positions().end - 1;
+        let held = self.batches.get(self.position(last));
+        if !held.is_some_and(|it| Arc::ptr_eq(it, batch)) {
+            return;
+        }
+        *self.copies.entry(last).or_default() += bytes;
+        self.copied_bytes += bytes;
+        // A message only for clients that are behind is not encoded for many.
+        if !fits || last < self.replay_from || self.copies_exceed() {
+            self.drop_copies(last);
+        }
     }
 
     /// The batches from position `seq` on, oldest first; the first may begin before `seq`.
@@ -174,6 +205,31 @@ impl History {
         }
     }
 
+    /// Drops the copies that new clients do not need, and then the oldest ones, until the rest fits.
+    fn trim_copies(&mut self) {
+        while let Some((last, _)) = self.copies.first_key_value()
+            && (*last < self.replay_from || self.copies_exceed())
+        {
+            self.drop_copies(*last);
+        }
+    }
+
+    fn copies_exceed(&self) -> bool {
+        self.replay_bytes + self.copied_bytes > self.limit.bytes
+    }
+
+    /// Goes on without the copies of the batch whose last message is `last`.
+    fn drop_copies(&mut self, last: u64) {
+        self.forget_copies(last);
+        let at = self.position(last);
+        self.batches[at] = Arc::new(self.batches[at].without_copies());
+    }
+
+    /// Subtracts the copies of the batch whose last message is `last`.
+    fn forget_copies(&mut self, last: u64) {
+        self.copied_bytes -= self.copies.remove(&last).unwrap_or_default();
+    }
+
     /// Evicts the oldest batch.
     fn evict_batch(&mut self) {
         let batch = self
@@ -185,6 +241,7 @@ impl History {
             self.replay_bytes -= batch.cost_from(self.replay_from);
         }
         self.bytes -= batch.cost();
+        self.forget_copies(end - 1);
         self.retained_from = end;
         if !self.archived {
             self.replay_from = self.replay_from.max(end);
@@ -207,34 +264,17 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
-    use crate::format::Frames;
-    use crate::format::batch::Mark;
-    use crate::message::{Kind, MessageId};
+    use crate::format::{Encoding, testing};
+    use crate::message::Kind;
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     /// A batch of one message for each payload size.
     fn batch(first: u64, sizes: &[usize]) -> Arc<Batch> {
-        let mut end = 0;
-        let marks = sizes
-            .iter()
-            .map(|payload| {
-                end += payload + 2;
-                Mark {
-                    kind: Kind::Binary,
-                    end,
-                    payload: *payload,
-                }
-            })
-            .collect();
-        let frames = Frames::new(vec![0; end], marks);
-        let id = MessageId {
-            epoch: 1,
-            seq: first,
-        };
-        Arc::new(Batch::new(first, id, SystemTime::now(), frames))
+        let payloads: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0; *size]).collect();
+        let messages: Vec<_> = payloads.iter().map(|it| (Kind::Binary, &it[..])).collect();
+        Arc::new(testing::batch(&testing::plain(""), first, &messages))
     }
 
     #[test]
@@ -292,6 +332,80 @@ mod tests {
         }
     }
 
+    /// Encodes the batch with the message `seq`, as a client that needs it does.
+    fn encode(history: &mut History, seq: u64, encoding: Encoding, fits: bool) -> Arc<Batch> {
+        let batch = history.batches_from(seq).next().unwrap().clone();
+        let (_, made) = batch.encoded(encoding);
+        if made > 0 {
+            history.keep_copy(&batch, made, fits);
+        }
+        batch
+    }
+
+    /// Which batches have copies, by their first messages.
+    fn copied(history: &History) -> Vec<u64> {
+        let batches = history.batches_from(1);
+        let copied = batches.filter(|batch| batch.memory() > batch.cost());
+        copied.map(|batch| batch.positions().start).collect()
+    }
+
+    #[test]
+    fn copies_are_kept_as_long_as_no_message_needs_their_space() {
+        let cost = batch(1, &[10]).cost();
+        let copy = batch(1, &[10]).encoded(Encoding::Json).1;
+        let mut history = History::new(100, 4 * cost + 2 * copy, 0);
+        for seq in 1..=3 {
+            history.push(&batch(seq, &[10]), None);
+        }
+        for seq in [1, 2, 3, 1] {
+            encode(&mut history, seq, Encoding::Json, true);
+        }
+        // Beside three messages there is space for two copies of that size.
+        assert_eq!(copied(&history), [1, 2]);
+        assert_eq!(history.bytes(), 3 * cost + 2 * copy);
+        // Two more messages take the space of the oldest copy.
+        history.push(&batch(4, &[10]), None);
+        assert_eq!(copied(&history), [1, 2]);
+        history.push(&batch(5, &[10]), None);
+        assert_eq!((copied(&history), history.replay_from()), (vec![2], 1));
+        // The batch that a queue holds keeps its copy.
+        let queued = encode(&mut history, 5, Encoding::Json, false);
+        assert_eq!(copied(&history), [2]);
+        assert_eq!(queued.encoded(Encoding::Json).1, 0);
+        // Less memory in all takes copies first.
+        history.trim_to(5 * cost);
+        assert_eq!((copied(&history), history.bytes()), (vec![], 5 * cost));
+        history.trim_to(4 * cost);
+        assert_eq!((history.retained_from(), history.bytes()), (2, 4 * cost));
+    }
+
+    #[test]
+    fn what_a_queue_alone_has_does_not_count() {
+        let mut history = History::new(10, 10_000, 0);
+        history.push(&batch(1, &[10]), None);
+        let bytes = history.bytes();
+        // The history goes on without this copy, and any later one of the same batch.
+        let queued = encode(&mut history, 1, Encoding::Json, false);
+        let (_, made) = queued.encoded(Encoding::EventStream);
+        history.keep_copy(&queued, made, true);
+        assert_eq!((copied(&history), history.bytes()), (vec![], bytes));
+        encode(&mut history, 1, Encoding::EventStream, true);
+        assert_eq!(history.bytes(), bytes + made);
+    }
+
+    #[test]
+    fn what_only_clients_behind_need_has_no_copies() {
+        let cost = batch(1, &[10]).cost();
+        let mut history = History::new(1, 100 * cost, 100 * cost);
+        for seq in 1..=3 {
+            history.push(&batch(seq, &[10]), Some(1));
+            encode(&mut history, seq, Encoding::EventStream, true);
+            assert_eq!(copied(&history), [seq]);
+        }
+        encode(&mut history, 1, Encoding::Json, true);
+        assert_eq!(copied(&history), [3]);
+    }
+
     #[test]
     fn the_list_shrinks_when_the_history_does() {
         let mut history = History::new(usize::MAX, usize::MAX, 0);
@@ -303,22 +417,31 @@ mod tests {
         assert!(history.batches.capacity() <= KEPT_SLOTS);
     }
 
+    fn encoding() -> impl Strategy<Value = Encoding> {
+        let all = [Encoding::Plain, Encoding::Json, Encoding::EventStream];
+        prop::sample::select(all.to_vec())
+    }
+
     proptest! {
         /// Against the obvious model: a list of (seq, cost) cut from the front.
         #[test]
         fn the_history_retains_the_newest_messages_that_fit(
             batches in prop::collection::vec(
-                (prop::collection::vec(0_usize..20, 1..5), prop::option::of(1_u64..60)),
+                (
+                    prop::collection::vec(0_usize..20, 1..5),
+                    prop::option::of(1_u64..60),
+                    prop::collection::vec((any::<Index>(), encoding(), any::<bool>()), 0..4),
+                ),
                 0..30,
             ),
             max_messages in 0_usize..20,
-            max_bytes in 1_usize..3000,
+            max_bytes in 1_usize..6000,
             behind_bytes in 0_usize..1000,
         ) {
             let mut history = History::new(max_messages, max_bytes, behind_bytes);
             let mut model: VecDeque<(u64, usize)> = VecDeque::new();
             let mut next = 1;
-            for (sizes, needed) in &batches {
+            for (sizes, needed, encoded) in &batches {
                 let batch = batch(next, sizes);
                 history.push(&batch, *needed);
                 for seq in batch.positions() {
@@ -341,12 +464,22 @@ mod tests {
                         .collect();
                     prop_assert_eq!(run, (seq..next).collect::<Vec<_>>());
                 }
-                // The reported cost is that of the retained batches, and within the bounds.
-                let held: Vec<usize> = history.batches_from(1).map(|it| it.cost()).collect();
-                prop_assert_eq!(history.bytes(), held.iter().sum::<usize>());
                 let replayed: usize = model.iter().map(|(_, cost)| cost).sum();
-                let shared = held.iter().max().copied().unwrap_or_default();
-                prop_assert!(history.bytes() <= replayed + behind_bytes.max(shared));
+                let costs = history.batches_from(1).map(|it| it.cost());
+                let behind = behind_bytes.max(costs.max().unwrap_or_default());
+                prop_assert!(history.bytes <= replayed + behind);
+                // The reported cost is that of all that is retained, and within the bounds, whatever
+                // clients need encoded.
+                let retained = history.retained_from()..history.next();
+                for (which, encoding, fits) in encoded.iter().filter(|_| !retained.is_empty()) {
+                    let count = (retained.end - retained.start) as usize;
+                    let seq = retained.start + which.index(count) as u64;
+                    encode(&mut history, seq, *encoding, *fits);
+                    let held = history.batches_from(1).map(|it| it.memory());
+                    prop_assert_eq!(history.bytes(), held.sum::<usize>());
+                    prop_assert!(history.bytes() <= max_bytes + behind);
+                    prop_assert_eq!(history.replay_from(), replay_from);
+                }
             }
             history.trim_to(0);
             prop_assert_eq!((history.bytes(), history.replay_from()), (0, next));

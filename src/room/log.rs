@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
 use crate::config::{self, Limits, Mode};
-use crate::format::{Batch, Format, Frames};
+use crate::format::{Batch, Encoding, Frames};
 use crate::message::{MessageId, Unavailable};
 
 /// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
@@ -34,7 +34,33 @@ pub(crate) struct Room {
     /// The rank by these bytes in the hub.
     pub(super) rank: AtomicUsize,
     /// Memory of all histories, to which this room adds its own.
-    pub(super) total: Arc<AtomicUsize>,
+    pub(super) total: Arc<Total>,
+    /// The most of that memory.
+    pub(super) total_limit: usize,
+}
+
+/// Memory of all histories.
+#[derive(Debug, Default)]
+pub(crate) struct Total {
+    bytes: AtomicUsize,
+    /// Whether a room may have outgrown its rank by something else than a publication.
+    pub(crate) outgrown: AtomicBool,
+}
+
+impl Total {
+    /// Bytes of all histories.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Adds `bytes`, unless that would exceed `limit`; returns whether it did.
+    pub(super) fn reserve(&self, bytes: usize, limit: usize) -> bool {
+        let add = |total: usize| total.checked_add(bytes).filter(|it| *it <= limit);
+        let added = self
+            .bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        added.is_ok()
+    }
 }
 
 #[derive(Debug)]
@@ -52,6 +78,8 @@ pub(super) struct Log {
     sealed: bool,
     /// The position at which the log of the store began anew, last.
     pub(super) restarted_at: u64,
+    /// Whether the hub has evicted the room: its history no longer counts.
+    pub(super) evicted: bool,
 }
 
 /// A client in the registry.
@@ -84,12 +112,37 @@ pub(crate) struct Origin {
 }
 
 /// How a client subscribes to a room.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Follow {
-    /// The format of its events.
-    pub(crate) format: Format,
+    /// The encoding of its events.
+    pub(crate) encoding: Encoding,
+    /// Whether it can acknowledge messages.
+    pub(crate) acknowledges: bool,
+    /// What happens where messages are evicted before it has read them.
+    pub(crate) on_gap: OnGap,
     /// The last message that it received before it reconnected, if it did.
     pub(crate) since: Option<MessageId>,
+}
+
+/// What happens to a client where messages are evicted before it has read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnGap {
+    /// It is closed as behind, as it could not learn of the gap.
+    Close,
+    /// It gets a gap event and goes on behind it.
+    Report,
+}
+
+impl Default for Follow {
+    /// Any WebSocket client.
+    fn default() -> Self {
+        Self {
+            encoding: Encoding::Plain,
+            acknowledges: true,
+            on_gap: OnGap::Close,
+            since: None,
+        }
+    }
 }
 
 /// Where a subscription starts.
@@ -191,7 +244,7 @@ impl Room {
         history: &config::History,
         limits: &Limits,
         origin: Origin,
-        total: Arc<AtomicUsize>,
+        total: Arc<Total>,
     ) -> Self {
         let bound = Bound {
             messages: limits.max_queue,
@@ -202,6 +255,7 @@ impl Room {
             tail,
             archive,
         } = origin;
+        let total_limit = history.total.bytes();
         let mut history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
         let first = tail.first().map_or(next, Batch::first_id);
         if archive.is_some() {
@@ -230,12 +284,14 @@ impl Room {
                 in_flight: 0,
                 sealed: false,
                 restarted_at: 0,
+                evicted: false,
             }),
             receipts: Receipts::default(),
             archive,
             bytes: AtomicUsize::new(0),
             rank: AtomicUsize::new(0),
             total,
+            total_limit,
         };
         room.account(&room.log.lock().history);
         room
@@ -411,7 +467,7 @@ impl Room {
             sender,
             reads: Reads::Archive,
         });
-        let unacknowledged = Unacknowledged::new(follow.format, joined_at);
+        let unacknowledged = Unacknowledged::new(follow.acknowledges, joined_at);
         log.acknowledging += usize::from(unacknowledged.is_possible());
         log.set_reads(key, Reads::History(start.next));
         let mut subscription = Subscription {
@@ -419,7 +475,8 @@ impl Room {
             receiver,
             key: Some(key),
             epoch: log.ids.at(joined_at).epoch,
-            format: follow.format,
+            encoding: follow.encoding,
+            on_gap: follow.on_gap,
             source: Source::History,
             reading: None,
             missed: 0,
@@ -449,7 +506,8 @@ impl Room {
         log.history.retained_from() == log.history.next()
     }
 
-    /// Evicts the oldest messages until the others take at most `bytes` of memory.
+    /// Drops the oldest copies, and then evicts the oldest messages, until the rest takes at most `bytes`
+    /// of memory.
     pub(crate) fn trim_to(&self, bytes: usize) {
         let mut log = self.log.lock();
         log.history.trim_to(bytes);
@@ -458,8 +516,11 @@ impl Room {
 
     /// Subtracts the history from the total, before the room is dropped.
     pub(crate) fn write_off(&self) {
+        // With the lock, as a reader may count a copy just now.
+        let mut log = self.log.lock();
+        log.evicted = true;
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
-        self.total.fetch_sub(bytes, Ordering::Relaxed);
+        self.total.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Bytes of memory of the history.
@@ -478,6 +539,7 @@ impl Room {
         if now != before {
             self.bytes.store(now, Ordering::Relaxed);
             self.total
+                .bytes
                 .fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
         }
     }
@@ -492,21 +554,23 @@ impl Drop for Room {
 #[cfg(test)]
 pub(crate) mod tests {
 
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use std::task::{Context, Poll, Waker};
 
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::config::{Config, Size};
     use crate::disconnect::Disconnect;
-    use crate::format::Chunk;
-    use crate::format::Outbox;
-    use crate::format::{BatchBuilder, Plain};
+    use crate::format::{BatchBuilder, Outbox, Plain};
     use crate::message::Kind;
+    use crate::room::reader::{Part, Piece};
 
     const NO_PREFIX: Option<String> = Some(String::new());
 
-    fn new_room(config: &Config, epoch: u64, total: Arc<AtomicUsize>) -> Room {
+    fn new_room(config: &Config, epoch: u64, total: Arc<Total>) -> Room {
         let Config {
             service,
             history,
@@ -586,16 +650,9 @@ pub(crate) mod tests {
         }
     }
 
-    fn concat(frames: &[Chunk]) -> Vec<u8> {
-        frames
-            .iter()
-            .flat_map(|frame| frame.iter().copied())
-            .collect()
-    }
-
     /// The numbers that `frames` carry.
-    fn numbers(frames: &[Chunk]) -> Vec<u64> {
-        let mut bytes: &[u8] = &concat(frames);
+    fn numbers(frames: &[Bytes]) -> Vec<u64> {
+        let mut bytes: &[u8] = &frames.concat();
         let mut numbers = Vec::new();
         while let [_, length, rest @ ..] = bytes {
             let (number, rest) = rest.split_at(*length as usize);
@@ -732,7 +789,7 @@ pub(crate) mod tests {
             given.unwrap();
             subscription.take_ping_request();
         }
-        let text = String::from_utf8_lossy(&concat(&frames)).into_owned();
+        let text = String::from_utf8_lossy(&frames.concat()).into_owned();
         let events = text.match_indices('{').map(|(start, _)| {
             let end = start + text[start..].find('}').unwrap();
             serde_json::from_str::<serde_json::Value>(&text[start..=end]).unwrap()
@@ -748,8 +805,9 @@ pub(crate) mod tests {
     fn a_format_with_gap_events_continues_after_a_gap() {
         let mut room = Numbers::new(&config(Mode::Broadcast, 2, 1));
         let follow = Follow {
-            format: Format::Json,
-            since: None,
+            encoding: Encoding::Json,
+            on_gap: OnGap::Report,
+            ..Follow::default()
         };
         let (mut subscription, _) = room.room.subscribe(follow, false);
         (0..3).for_each(|_| room.publish(1));
@@ -790,7 +848,8 @@ pub(crate) mod tests {
         (0..5).for_each(|_| room.publish(1));
         let mut late = room.room.subscribe(Follow::default(), false).0;
         room.room.seal();
-        assert!(room.room.append(Frames::default(), false, |_| {}).is_err());
+        let frames = room.encode(1);
+        assert!(room.room.append(frames, false, |_| {}).is_err());
         for subscription in [&mut live, &mut late] {
             let mut all = Vec::new();
             let end = loop {
@@ -807,7 +866,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_bytes_of_all_rooms_are_counted_through_every_change() {
-        let total = Arc::new(AtomicUsize::new(0));
+        let total = Arc::<Total>::default();
         let config = config(Mode::Broadcast, 3, 10);
         let plain = Plain::new(&config.service);
         let rooms = [1, 2].map(|epoch| Arc::new(new_room(&config, epoch, total.clone())));
@@ -822,13 +881,67 @@ pub(crate) mod tests {
         }
         // Two rooms, and three of the four messages.
         let all: usize = costs[2..].iter().sum();
-        assert_eq!(total.load(Ordering::Relaxed), all);
+        assert_eq!(total.bytes(), all);
         let last = costs[7];
         rooms[0].trim_to(last);
         assert_eq!((rooms[0].bytes(), rooms[1].bytes()), (last, all / 2));
-        assert_eq!(total.load(Ordering::Relaxed), last + all / 2);
+        assert_eq!(total.bytes(), last + all / 2);
         drop(rooms);
-        assert_eq!(total.load(Ordering::Relaxed), 0);
+        assert_eq!(total.bytes(), 0);
+    }
+
+    #[test]
+    fn copies_count_wherever_clients_read_and_evict_no_message() {
+        let mut config = config(Mode::Broadcast, 1000, 10);
+        config.history.bytes = Size::from(50_000);
+        let mut room = Numbers::new(&config);
+        let follow = |encoding| Follow {
+            encoding,
+            on_gap: OnGap::Report,
+            ..Follow::default()
+        };
+        let mut live = room.room.subscribe(follow(Encoding::Json), false).0;
+        for _ in 0..100 {
+            room.publish(1);
+            assert_eq!(events(&mut live).len(), 1);
+            assert_counted(&room.room);
+        }
+        assert_eq!(room.room.log.lock().history.retained_from(), 1);
+        // A late client, one of another encoding, and a reader that is no client.
+        for encoding in [Encoding::Json, Encoding::EventStream] {
+            let mut late = room.room.subscribe(follow(encoding), false).0;
+            let (mut frames, mut cx) = (Outbox::new(), Context::from_waker(Waker::noop()));
+            while late.poll_next(&mut cx, &mut frames).is_ready() {
+                assert_counted(&room.room);
+            }
+        }
+        let mut reader = room.room.read(Part::Last, 1000, false);
+        while let Some(Piece::Messages(batch, _)) =
+            reader.next().now_or_never().expect("memory never waits")
+        {
+            reader.encoded(&batch, Encoding::Json);
+            assert_counted(&room.room);
+        }
+        assert_eq!(room.room.log.lock().history.retained_from(), 1);
+        assert!(room.room.bytes() > 49_000, "{}", room.room.bytes());
+        // A reader that still has a batch of an evicted room counts nothing.
+        let bare = {
+            let log = room.room.log.lock();
+            let mut batches = log.history.batches_from(1);
+            batches.find(|it| it.memory() == it.cost()).unwrap().clone()
+        };
+        room.room.write_off();
+        reader.encoded(&bare, Encoding::Json);
+        assert_eq!(room.room.total.bytes(), 0);
+    }
+
+    /// All counts of bytes are those of the batches and copies in the history, and within its bound.
+    fn assert_counted(room: &Room) {
+        let log = room.log.lock();
+        let held = log.history.batches_from(1).map(|it| it.memory());
+        let held = held.sum::<usize>();
+        assert_eq!((room.bytes(), room.total.bytes()), (held, held));
+        assert!(held <= 50_000, "{held}");
     }
 
     #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use super::archive::{self, Archive, Reading};
 use super::ids::Located;
 use super::log::Room;
-use crate::format::Batch;
+use crate::format::{Batch, Encoded, Encoding};
 use crate::message::MessageId;
 
 /// Which messages of a log are read.
@@ -87,6 +87,14 @@ impl Room {
 }
 
 impl Reader {
+    /// The messages of `batch`, which it read, in `encoding`.
+    pub(crate) fn encoded<'a>(&self, batch: &'a Arc<Batch>, encoding: Encoding) -> &'a Encoded {
+        match self.room.upgrade() {
+            Some(room) => room.encoded(batch, encoding),
+            None => batch.encoded(encoding).0,
+        }
+    }
+
     /// The next messages, or how many are missing; none at the end.
     pub(crate) async fn next(&mut self) -> Option<Piece> {
         while !self.positions.is_empty() {
@@ -154,8 +162,6 @@ enum Look {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use futures_util::FutureExt;
 
     use super::*;
@@ -169,7 +175,6 @@ mod tests {
     /// A room with two batches, of the messages 1 to 3 and 4 to 6.
     fn room() -> Arc<Room> {
         let config = Config::with(|config| config.service.mode = Mode::Broadcast);
-        let total = Arc::<AtomicUsize>::default();
         let origin = Origin {
             next: id(EPOCH, 1),
             tail: Vec::new(),
@@ -180,7 +185,7 @@ mod tests {
             &config.history,
             &config.limits,
             origin,
-            total,
+            Arc::default(),
         ));
         let plain = Plain::new(&config.service);
         for _ in 0..2 {

@@ -10,7 +10,6 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 
 use super::log::Room;
-use crate::format::Format;
 
 /// The receipts that the publishers of a room wait for: one entry a message, one count a client.
 ///
@@ -132,11 +131,11 @@ impl Receipts {
 }
 
 impl Unacknowledged {
-    /// A client that joins before the message `joined_at`.
-    pub(super) fn new(format: Format, joined_at: u64) -> Self {
-        let before = match format {
-            Format::EventStream => NEVER,
-            Format::Plain | Format::Json => joined_at - 1,
+    /// A client that joins before the message `joined_at`, and can acknowledge messages or not.
+    pub(super) fn new(acknowledges: bool, joined_at: u64) -> Self {
+        let before = match acknowledges {
+            true => joined_at - 1,
+            false => NEVER,
         };
         Self {
             acknowledged: before,
@@ -220,21 +219,37 @@ mod tests {
 
     use super::*;
     use crate::config::Mode;
-    use crate::format::Outbox;
+    use crate::format::{Encoding, Outbox};
     use crate::message::MessageId;
     use crate::room::log::tests::{Numbers, config};
-    use crate::room::{Follow, Subscription};
+    use crate::room::{Follow, OnGap, Subscription};
 
     /// A room that retains this many messages, and queues as many as `max_queue` for a client.
     fn room(history_limit: usize, max_queue: usize) -> Numbers {
         Numbers::new(&config(Mode::Broadcast, history_limit, max_queue))
     }
 
-    fn join(room: &Numbers, format: Format) -> Subscription {
-        let follow = Follow {
-            format,
-            since: None,
-        };
+    /// How a client follows that is closed where messages are missing.
+    const CLOSED: Follow = Follow {
+        encoding: Encoding::Plain,
+        acknowledges: true,
+        on_gap: OnGap::Close,
+        since: None,
+    };
+
+    /// How a client follows that goes on behind a gap.
+    const GOES_ON: Follow = Follow {
+        on_gap: OnGap::Report,
+        ..CLOSED
+    };
+
+    /// How a client follows that cannot acknowledge.
+    const SILENT: Follow = Follow {
+        acknowledges: false,
+        ..GOES_ON
+    };
+
+    fn join(room: &Numbers, follow: Follow) -> Subscription {
         room.room.subscribe(follow, false).0
     }
 
@@ -286,11 +301,11 @@ mod tests {
     #[test]
     fn each_client_in_the_room_is_asked_once_and_counted_once() {
         let mut room = room(100, 100);
-        let mut clients = [Format::Plain, Format::Json].map(|format| join(&room, format));
-        let mut stream = join(&room, Format::EventStream);
+        let mut clients = [CLOSED, GOES_ON].map(|follow| join(&room, follow));
+        let mut stream = join(&room, SILENT);
         room.publish(1);
         let collector = room.publish_with_receipts();
-        let mut late = join(&room, Format::Plain);
+        let mut late = join(&room, CLOSED);
         room.publish(1);
         assert_eq!(room.clients, 3);
         assert_eq!((pings(&mut stream), pings(&mut late)), (vec![], vec![]));
@@ -317,7 +332,7 @@ mod tests {
     fn without_a_client_that_can_acknowledge_all_receipts_are_there_at_once() {
         let mut room = room(100, 100);
         assert_eq!(state(&room.publish_with_receipts()), (0, true));
-        let stream = join(&room, Format::EventStream);
+        let stream = join(&room, SILENT);
         let collector = room.publish_with_receipts();
         assert_eq!((room.clients, state(&collector)), (1, (0, true)));
         drop(stream);
@@ -327,7 +342,7 @@ mod tests {
     #[test]
     fn a_client_behind_is_pinged_once_it_has_the_message() {
         let mut room = room(100, 1);
-        let mut slow = join(&room, Format::Plain);
+        let mut slow = join(&room, CLOSED);
         room.publish(4);
         let collector = room.publish_with_receipts();
         room.publish(1);
@@ -343,7 +358,7 @@ mod tests {
     #[test]
     fn messages_in_a_gap_are_neither_acknowledged_nor_waited_for() {
         let mut room = room(0, 1);
-        let mut slow = join(&room, Format::Json);
+        let mut slow = join(&room, GOES_ON);
         let read = room.publish_with_receipts();
         room.publish(1);
         let skipped = [(); 2].map(|()| room.publish_with_receipts());
@@ -365,7 +380,7 @@ mod tests {
     #[test]
     fn gaps_are_remembered_only_while_a_publisher_waits() {
         let mut room = room(0, 1);
-        let mut slow = join(&room, Format::Json);
+        let mut slow = join(&room, GOES_ON);
         for _ in 0..100 {
             room.publish(1);
             drop(room.publish_with_receipts());
@@ -380,7 +395,7 @@ mod tests {
     #[tokio::test]
     async fn a_publisher_is_woken_by_the_last_client_and_leaves_nothing_behind() {
         let mut room = room(100, 100);
-        let mut clients = [(); 2].map(|()| join(&room, Format::Plain));
+        let mut clients = [(); 2].map(|()| join(&room, CLOSED));
         let collector = room.publish_with_receipts();
         let given_up = room.publish_with_receipts();
         assert_eq!(entries(&room), 2);
@@ -407,7 +422,7 @@ mod tests {
         PublishWithReceipts,
         /// A publisher hangs up.
         HangUp(Index),
-        Join(Format),
+        Join(Follow),
         Poll(Index),
         Acknowledge(Index, u64),
         Leave(Index),
@@ -421,8 +436,8 @@ mod tests {
             2 => Just(Step::Publish),
             4 => Just(Step::PublishWithReceipts),
             1 => index().prop_map(Step::HangUp),
-            2 => Just(Step::Join(Format::Json)),
-            1 => Just(Step::Join(Format::EventStream)),
+            2 => Just(Step::Join(GOES_ON)),
+            1 => Just(Step::Join(SILENT)),
             6 => index().prop_map(Step::Poll),
             4 => (index(), 0..60_u64).prop_map(|(which, seq)| Step::Acknowledge(which, seq)),
             1 => index().prop_map(Step::Leave),
@@ -448,13 +463,14 @@ mod tests {
         ) {
             let mut room = room(history_limit, max_queue);
             let mut clients: Vec<(usize, Subscription)> = Vec::new();
+            let mut silent: BTreeSet<usize> = BTreeSet::new();
             let mut publishers: Vec<Expected> = Vec::new();
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Publish => room.publish(1),
                     Step::PublishWithReceipts => {
-                        let asked = clients.iter().filter(|(_, it)| it.format() == Format::Json);
-                        let missing = asked.map(|(name, _)| *name).collect();
+                        let asked = clients.iter().map(|(name, _)| *name);
+                        let missing = asked.filter(|name| !silent.contains(name)).collect();
                         let collector = room.publish_with_receipts();
                         prop_assert_eq!(room.clients, clients.len());
                         publishers.push(Expected { collector, missing, delivered: 0 });
@@ -462,7 +478,12 @@ mod tests {
                     Step::HangUp(which) if !publishers.is_empty() => {
                         publishers.swap_remove(which.index(publishers.len()));
                     }
-                    Step::Join(format) => clients.push((number, join(&room, format))),
+                    Step::Join(follow) => {
+                        clients.push((number, join(&room, follow)));
+                        if !follow.acknowledges {
+                            silent.insert(number);
+                        }
+                    }
                     Step::Trim => room.room.trim_to(room.room.bytes() / 2),
                     Step::Poll(which) if !clients.is_empty() => {
                         let which = which.index(clients.len());

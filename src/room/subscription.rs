@@ -5,13 +5,15 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+
 use super::archive::{self, Reading};
-use super::log::{Log, Reads, Room};
+use super::log::{Log, OnGap, Reads, Room};
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, Batch, Event, Format, Outbox};
+use crate::format::{Batch, Encoding, Event, Outbox};
 use crate::message::MessageId;
 
 /// One client's cursor in the log of a room; it leaves the room when dropped.
@@ -26,7 +28,8 @@ pub(crate) struct Subscription {
     pub(super) key: Option<usize>,
     /// The epoch of the last message yielded; before the first one, that of the log.
     pub(super) epoch: u64,
-    pub(super) format: Format,
+    pub(super) encoding: Encoding,
+    pub(super) on_gap: OnGap,
     pub(super) source: Source,
     /// What is being read from the archive.
     pub(super) reading: Option<Reading>,
@@ -72,7 +75,7 @@ impl Subscription {
     /// Appends the next messages to `frames`; returns how many, which may be 0 where some are missing.
     ///
     /// # Errors
-    /// [`Disconnect::Behind`] when the next messages were evicted and the format has no gap event, and
+    /// [`Disconnect::Behind`] when the next messages were evicted and the client is not to go on behind a gap, and
     /// [`Disconnect::ShuttingDown`] at the end of a sealed log.
     pub(crate) fn poll_next(
         &mut self,
@@ -167,9 +170,15 @@ impl Subscription {
         }
     }
 
-    /// The format of its events.
-    pub(crate) fn format(&self) -> Format {
-        self.format
+    /// The encoding of its events.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// The messages of `batch` from sequence number `from` on, in the encoding of this client.
+    pub(crate) fn encode(&self, batch: &Arc<Batch>, from: u64) -> Bytes {
+        let encoded = self.room.encoded(batch, self.encoding);
+        encoded.messages_from(batch.index(from))
     }
 
     /// The epoch of the ids in this log.
@@ -266,7 +275,7 @@ impl Subscription {
         if self.is_anywhere && self.last.is_none() && position <= self.joined_at {
             return Ok(());
         }
-        if self.format == Format::Plain {
+        if self.on_gap == OnGap::Close {
             return Err(Disconnect::Behind);
         }
         self.missed = self.missed.saturating_add(missed);
@@ -277,18 +286,19 @@ impl Subscription {
     fn render_taken(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
             let missed = Some(mem::take(&mut self.missed)).filter(|it| *it != UNKNOWN);
-            frames.push(format::render_event(&Event::Gap { missed }, self.format).into());
+            frames.extend(self.encoding.event(&Event::Gap { missed }));
         }
         let before = self.next;
-        for batch in self.taken.drain(..) {
+        let mut taken = mem::take(&mut self.taken);
+        for batch in taken.drain(..) {
             let (from, last, end) = (self.next, batch.last_id(), batch.positions().end);
-            frames.push(format::render(batch, self.format, from));
+            frames.push(self.encode(&batch, from));
             self.next = end;
             self.epoch = last.epoch;
             self.last = Some((last, end - 1));
         }
-        if self.taken.capacity() > KEPT_CAPACITY {
-            self.taken = Batches::new();
+        if taken.capacity() <= KEPT_CAPACITY {
+            self.taken = taken;
         }
         self.next - before
     }

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Backend, Fed, Feed, Numbered, NumberedBy, Opened, Store, Ticket};
-use crate::format::batch::{Mark, Marks};
 use crate::format::{Batch, Frames};
 use crate::message::{MessageId, Unavailable};
 
@@ -219,7 +218,7 @@ impl Kept {
 
     fn keep(&mut self, first: MessageId, time: SystemTime, frames: &Frames) {
         self.next = first;
-        for frames in singles(frames) {
+        for frames in frames.singles() {
             self.messages.push_back((self.next, time, frames));
             self.next.seq += 1;
         }
@@ -234,19 +233,6 @@ impl Kept {
             .map(|(id, time, frames)| Batch::new(id.seq, *id, *time, frames.clone()))
             .collect()
     }
-}
-
-/// Each of the messages by itself.
-fn singles(frames: &Frames) -> Vec<Frames> {
-    let single = |(kind, frame, payload): (_, &[u8], &[u8])| {
-        let mark = Mark {
-            kind,
-            end: frame.len(),
-            payload: payload.len(),
-        };
-        Frames::new(frame.to_vec(), Marks::from_iter([mark]))
-    };
-    frames.frames().map(single).collect()
 }
 
 impl Backend for Double {

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::task::coop::has_budget_remaining;
@@ -27,7 +27,7 @@ const SLICES_PER_WRITE: usize = 64;
 /// [`Disconnect::Transport`] and [`Disconnect::Gone`].
 pub(crate) fn try_write(
     stream: &mut impl Transport,
-    chunks: &mut [impl Buf],
+    chunks: &mut [Bytes],
 ) -> Result<(usize, usize), Disconnect> {
     match not_zero(with_slices(chunks, |slices| stream.try_write(slices))) {
         Ok(written) => Ok((written, advance(chunks, written).len())),
@@ -55,7 +55,7 @@ pub(crate) fn try_flush(stream: &mut (impl AsyncWrite + Unpin)) -> Result<bool, 
 /// [`Disconnect::Stalled`] if the peer took nothing for `patience`, and [`Disconnect::Transport`].
 pub(crate) async fn write<S: Transport>(
     stream: &mut S,
-    chunks: &mut [impl Buf],
+    chunks: &mut [Bytes],
     patience: Duration,
 ) -> Result<bool, Disconnect> {
     let mut waited = false;
@@ -100,24 +100,24 @@ pub(crate) async fn write<S: Transport>(
 fn poll_write<S: AsyncWrite + Unpin>(
     stream: &mut S,
     cx: &mut Context<'_>,
-    chunks: &[impl Buf],
+    chunks: &[Bytes],
 ) -> Poll<io::Result<usize>> {
     let stream = Pin::new(stream);
     let written = match chunks {
-        [only] => stream.poll_write(cx, only.chunk()),
+        [only] => stream.poll_write(cx, only),
         chunks => with_slices(chunks, |slices| stream.poll_write_vectored(cx, slices)),
     };
     written.map(not_zero)
 }
 
 /// Calls `write` with the first [`SLICES_PER_WRITE`] of `chunks`.
-fn with_slices<T>(chunks: &[impl Buf], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
+fn with_slices<T>(chunks: &[Bytes], write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
     if let [only] = chunks {
-        return write(&[IoSlice::new(only.chunk())]);
+        return write(&[IoSlice::new(only)]);
     }
     let mut slices = SmallVec::<[_; SLICES_PER_WRITE]>::new();
     let chunks = chunks.iter().take(SLICES_PER_WRITE);
-    slices.extend(chunks.map(|chunk| IoSlice::new(chunk.chunk())));
+    slices.extend(chunks.map(|chunk| IoSlice::new(chunk)));
     write(&slices)
 }
 
@@ -130,9 +130,9 @@ fn not_zero(written: io::Result<usize>) -> io::Result<usize> {
 }
 
 /// Removes the first `written` bytes of `chunks`; returns the chunks that are left.
-fn advance<C: Buf>(mut chunks: &mut [C], mut written: usize) -> &mut [C] {
+fn advance(mut chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
     while let Some(first) = chunks.first_mut() {
-        let length = first.remaining();
+        let length = first.len();
         if written < length {
             first.advance(written);
             break;
