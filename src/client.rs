@@ -6,6 +6,7 @@ pub(crate) mod heartbeat;
 pub(crate) mod message_log;
 pub(crate) mod record;
 pub(crate) mod session;
+pub(crate) mod turn;
 pub(crate) mod unfinished;
 pub(crate) mod websocket;
 

@@ -42,8 +42,6 @@ pub(crate) struct Session<S> {
     batch_builder: BatchBuilder,
     /// Chunks to write next.
     outbox: Outbox,
-    /// Times to yield to other tasks before the next read.
-    pending_yields: usize,
     record: ConnectionRecord,
 }
 
@@ -89,7 +87,6 @@ impl<S: Transport> Session<S> {
             last_echoed: None,
             receipt,
             batch_builder,
-            pending_yields: 0,
             record,
             settings,
         }
@@ -117,7 +114,7 @@ impl<S: Transport> Session<S> {
             match poll_fn(|cx| self.poll_turn(cx)).await? {
                 Pause::Write => Box::pin(self.write()).await?,
                 Pause::Beat => Box::pin(self.beat()).await?,
-                Pause::Yield => yield_now().await,
+                Pause::Yield => self.socket.turn.end().await,
             }
         }
     }
@@ -154,18 +151,12 @@ impl<S: Transport> Session<S> {
         }
         // Whether the room has no more messages, and wakes this task for later ones.
         let mut watched = false;
-        for _ in 0..ROUNDS_PER_TURN {
-            // Receivers run before the next read: their queues do not overflow only because a sender is
-            // faster than the scheduler, and the next read brings more at once.
-            if self.pending_yields > 0 {
-                self.pending_yields -= 1;
-                return Poll::Ready(Ok(Pause::Yield));
-            }
+        while !self.socket.turn.is_over() {
+            self.socket.turn.spend_round();
             // The outbox is empty here: a client that sends without reading gets backpressure.
             let read = self.poll_read(cx)?;
-            if read.is_ready() {
+            if read == Poll::Ready(true) {
                 self.publish_read();
-                self.pending_yields += usize::from(self.socket.end_turn());
                 // Echoes are written at once: the end of the room must not overtake them.
                 if !self.socket.try_write(&mut self.outbox)? {
                     return Poll::Ready(Ok(Pause::Write));
@@ -190,14 +181,15 @@ impl<S: Transport> Session<S> {
                 if self.outbox.capacity() > KEPT_CAPACITY {
                     self.outbox = Outbox::new();
                 }
+                self.socket.turn.renew();
                 return Poll::Pending;
             }
         }
         Poll::Ready(Ok(Pause::Yield))
     }
 
-    /// Reads into the batch builder.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
+    /// Reads into the batch builder; returns whether there were messages or pongs.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Disconnect>> {
         let epoch = self.subscription.epoch();
         let sink = received_sink(
             &self.plain,
@@ -216,7 +208,7 @@ impl<S: Transport> Session<S> {
         while let Some(frames) = self.batch_builder.take() {
             queues = self.publish(frames);
         }
-        self.pending_yields += queues / TASKS_PER_YIELD;
+        self.socket.turn.owe_yields(queues);
     }
 
     /// Publishes a batch, and echoes it in echo mode; returns how many queues it was put into.
@@ -306,8 +298,7 @@ impl<S: Transport> Session<S> {
         // The runtime polls the sockets meanwhile.
         yield_now().await;
         let read = poll_fn(|cx| Poll::Ready(self.poll_read(cx)));
-        if let Poll::Ready(read) = read.await {
-            read?;
+        if read.await? == Poll::Ready(true) {
             self.publish_read();
             return self.write().await;
         }
@@ -345,13 +336,6 @@ fn received_sink(
     }
 }
 
-/// Queues for one yield: about as many tasks as the runtime runs before a yielded task runs again.
-const TASKS_PER_YIELD: usize = 61;
-
-/// Reads and writes in one turn. Without a bound, a session whose client and room never pause starves
-/// the other tasks of its thread.
-const ROUNDS_PER_TURN: usize = 64;
-
 /// A list that grew beyond this in a burst is freed, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
@@ -363,6 +347,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::client::turn::ROUNDS;
     use crate::client::websocket::tests::Stub;
     use crate::config::{Config, Time};
     use crate::hub::Hub;
@@ -499,10 +484,25 @@ mod tests {
                 }
             })
         };
-        assert_eq!(published().await.unwrap(), ROUNDS_PER_TURN as u64);
+        assert_eq!(published().await.unwrap(), ROUNDS as u64);
         // The session runs again.
         yield_now().await;
-        assert!(published().await.unwrap() > ROUNDS_PER_TURN as u64);
+        assert!(published().await.unwrap() > ROUNDS as u64);
+        session.abort();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_pauses_and_sends_no_message_does_not_starve_others() {
+        let (hub, settings) = hub(|_| {});
+        let membership = hub.join("/", Follow::default()).unwrap();
+        let mut endless = Stub::new(b"\x89\x82\0\0\0\0hi");
+        endless.repeats = true;
+        let (ahead, span) = (Vec::new(), Span::none());
+        let mut session = Session::new(endless, ahead, membership, settings, budget(), span);
+        let session = tokio::spawn(async move { session.run().await });
+        for _ in 0..3 {
+            yield_now().await;
+        }
         session.abort();
     }
 

@@ -204,20 +204,45 @@ mod tests {
     use crate::admission::Admission;
     use crate::client::Settings;
     use crate::client::budget::Budget;
-    use crate::config::Config;
+    use crate::config::{Config, Mode};
     use crate::hub::Hub;
+    use crate::room::Follow;
+    use crate::room::reader::{Part, Piece};
     use crate::store::Store;
 
-    fn http() -> Http {
-        let config = Config::default();
+    /// A broadcast hub, and the HTTP of its server.
+    fn http() -> (Http, Arc<Hub>) {
+        let config = Config::with(|config| config.service.mode = Mode::Broadcast);
+        let hub = Arc::new(Hub::new(&config, Store::memory()));
         let routes = Routes::new(
             Arc::new(Settings::from(&config)),
-            Arc::new(Hub::new(&config, Store::memory())),
+            hub.clone(),
             Arc::new(Budget::new(1 << 20, Duration::from_secs(1))),
             Admission::new(&config.access, "localhost", false),
             CancellationToken::new(),
         );
-        Http::new(Arc::new(routes), config.times, CancellationToken::new())
+        let http = Http::new(Arc::new(routes), config.times, CancellationToken::new());
+        (http, hub)
+    }
+
+    #[tokio::test]
+    async fn the_receivers_of_a_post_run_before_the_next_one_is_read() {
+        let (http, hub) = http();
+        let join = |_| hub.join("/", Follow::default()).unwrap();
+        let _receivers: Vec<_> = (0..100).map(join).collect();
+        let (mut client, server) = duplex(1 << 16);
+        let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
+        client.write_all(post.repeat(2).as_bytes()).await.unwrap();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let served = tokio::spawn(http.serve(server, peer, None));
+        let published = tokio::spawn(async move {
+            match hub.read("/", Part::Last, 1).next() {
+                Some(Piece::Messages(_, seqs)) => seqs.start,
+                _ => 0,
+            }
+        });
+        assert_eq!(published.await.unwrap(), 1);
+        served.abort();
     }
 
     #[tokio::test]
@@ -226,7 +251,7 @@ mod tests {
         let (client, server) = duplex(64);
         let (mut answers, mut requests) = tokio::io::split(client);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = tokio::spawn(http().serve(server, peer, None));
+        let served = tokio::spawn(http().0.serve(server, peer, None));
         let head = "HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
         let events = "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
         let pipelined = format!("{head}{head}{events}");

@@ -19,6 +19,7 @@ use super::request::Request;
 use super::routes::Routes;
 use crate::client::budget::Share;
 use crate::client::message_log;
+use crate::client::turn::Turn;
 use crate::format::BatchBuilder;
 use crate::hub::JoinError;
 use crate::room::{Delivery, RoomName};
@@ -80,7 +81,7 @@ impl Routes {
             message_log::received(&Span::current(), &frames);
         }
         let sealed = |_| JoinError::Sealed;
-        let (Delivery { batch, clients, .. }, receipts) = match wait {
+        let (delivery, receipts) = match wait {
             None => (guard.publish(frames).map_err(sealed)?, None),
             Some(limit) => {
                 let published = guard.publish_with_receipts(frames);
@@ -88,9 +89,18 @@ impl Routes {
                 (delivery, Some((collector, limit)))
             }
         };
+        let Delivery {
+            batch,
+            queues,
+            clients,
+        } = delivery;
         if self.settings.log_messages {
             message_log::broadcasting(&Span::current(), batch.frames());
         }
+        // The next request may wait on this connection already.
+        let mut turn = Turn::default();
+        turn.owe_yields(queues);
+        turn.end().await;
         let mut delivered = None;
         if let Some((collector, limit)) = receipts {
             // A publisher that has hung up would keep its place; one that has half-closed gets its answer
