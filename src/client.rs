@@ -1,5 +1,6 @@
 //! The clients of a room: WebSocket sessions and event streams, one task each.
 
+pub(crate) mod alarm;
 pub(crate) mod budget;
 pub(crate) mod event_stream;
 pub(crate) mod heartbeat;

@@ -6,15 +6,14 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::OptionFuture;
 use smallvec::smallvec;
 use tokio::select;
-use tokio::time::{Instant, Interval, interval_at, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::Span;
 
 use crate::client::Settings;
+use crate::client::alarm::Alarm;
 use crate::client::record::ConnectionRecord;
-use crate::config::Time;
 use crate::disconnect::Disconnect;
 use crate::format::{self, Chunk, Event, Format, Outbox};
 use crate::hub::Membership;
@@ -80,9 +79,10 @@ impl<S: Transport> EventStream<S> {
         }
         self.write().await?;
 
-        let pause = self.settings.times.ping_interval;
-        let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
-        let mut heartbeats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
+        let interval = self.settings.times.ping_interval;
+        let next_comment = || (!interval.is_zero()).then(|| Instant::now() + interval.get());
+        let mut comment_due = next_comment();
+        let mut alarm = Alarm::default();
         let mut half_closed = false;
         loop {
             select! {
@@ -90,9 +90,10 @@ impl<S: Transport> EventStream<S> {
                     self.record.sent += sent?;
                     self.write().await?;
                 }
-                Some(_) = OptionFuture::from(heartbeats.as_mut().map(Interval::tick)) => {
+                () = poll_fn(|cx| alarm.poll(comment_due, cx)) => {
                     self.outbox.push(COMMENT.into());
                     self.write().await?;
+                    comment_due = next_comment();
                 }
                 // What the client sends is never read: it has nothing to say. If it has closed, it
                 // answers the comment with a reset; if it has only half-closed, it reads on.

@@ -1,7 +1,7 @@
 //! A session: one WebSocket from the 101 to the close frame.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::client::Settings;
+use crate::client::alarm::Alarm;
 use crate::client::budget::Budget;
-use crate::client::heartbeat::{Beat, HeartbeatTimer};
+use crate::client::heartbeat::{Beat, Heartbeat};
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
 use crate::client::websocket::WebSocket;
@@ -32,7 +33,9 @@ pub(crate) struct Session<S> {
     socket: WebSocket<S>,
     subscription: Subscription,
     room_guard: RoomGuard,
-    heartbeat_timer: Option<Box<HeartbeatTimer>>,
+    heartbeat: Option<Box<Heartbeat>>,
+    /// For the earliest of all [deadlines](Self::due).
+    alarm: Alarm,
     plain: Arc<Plain>,
     /// The last message echoed, in echo mode.
     last_echoed: Option<MessageId>,
@@ -52,8 +55,8 @@ enum Pause {
     Write,
     /// Other tasks are due to run.
     Yield,
-    /// The heartbeat is due.
-    Beat,
+    /// A deadline has come.
+    Deadline,
 }
 
 impl<S: Transport> Session<S> {
@@ -82,7 +85,8 @@ impl<S: Transport> Session<S> {
             outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
-            heartbeat_timer: HeartbeatTimer::new(&settings.times).map(Box::new),
+            heartbeat: Heartbeat::start(&settings.times).map(Box::new),
+            alarm: Alarm::default(),
             plain,
             last_echoed: None,
             receipt,
@@ -98,8 +102,8 @@ impl<S: Transport> Session<S> {
         // Before the closing handshake, which may wait for the client.
         self.subscription.leave();
         let why = self.record.why.insert(why);
-        let unread = match &self.heartbeat_timer {
-            Some(timer) => timer.heartbeat.unread(self.socket.written()),
+        let unread = match &self.heartbeat {
+            Some(heartbeat) => heartbeat.unread(self.socket.written()),
             None => self.socket.written(),
         };
         // Boxed: the future of a session should not hold this memory for the whole connection.
@@ -113,7 +117,7 @@ impl<S: Transport> Session<S> {
         loop {
             match poll_fn(|cx| self.poll_turn(cx)).await? {
                 Pause::Write => Box::pin(self.write()).await?,
-                Pause::Beat => Box::pin(self.beat()).await?,
+                Pause::Deadline => Box::pin(self.meet_deadlines()).await?,
                 Pause::Yield => self.socket.turn.end().await,
             }
         }
@@ -144,10 +148,8 @@ impl<S: Transport> Session<S> {
     /// Publishes messages from the client and writes messages from the room, until neither has more or
     /// a [`Pause`] is due.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pause, Disconnect>> {
-        if let Some(timer) = &mut self.heartbeat_timer
-            && timer.alarm.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Ok(Pause::Beat));
+        if self.alarm.poll(self.due(), cx).is_ready() {
+            return Poll::Ready(Ok(Pause::Deadline));
         }
         // Whether the room has no more messages, and wakes this task for later ones.
         let mut watched = false;
@@ -240,33 +242,40 @@ impl<S: Transport> Session<S> {
     /// Writes the whole outbox, and waits for the socket where necessary.
     async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
-        if waited && let Some(timer) = &mut self.heartbeat_timer {
+        if waited && let Some(heartbeat) = &mut self.heartbeat {
             let written = self.socket.written();
-            timer.heartbeat.wrote_after_wait(Instant::now(), written);
+            heartbeat.wrote_after_wait(Instant::now(), written);
         }
         Ok(())
     }
 
-    /// Checks the heartbeat, and sets the alarm for its next check.
+    /// The earliest deadline, if there is any.
+    fn due(&self) -> Option<Instant> {
+        self.heartbeat.as_ref().map(|it| it.due())
+    }
+
+    /// Does what the deadlines that have come require.
+    async fn meet_deadlines(&mut self) -> Result<(), Disconnect> {
+        self.beat().await
+    }
+
+    /// Checks the heartbeat.
     async fn beat(&mut self) -> Result<(), Disconnect> {
         self.note_received();
-        let Some(timer) = &mut self.heartbeat_timer else {
+        let Some(heartbeat) = &mut self.heartbeat else {
             return Ok(());
         };
-        match timer.heartbeat.check(Instant::now()) {
+        match heartbeat.check(Instant::now()) {
             Beat::Wait => {}
             Beat::Ping => {
                 let last = self.push_ping();
                 self.write().await?;
-                if let Some(timer) = &mut self.heartbeat_timer {
+                if let Some(heartbeat) = &mut self.heartbeat {
                     let written = self.socket.written();
-                    timer.heartbeat.pinged(Instant::now(), written, last);
+                    heartbeat.pinged(Instant::now(), written, last);
                 }
             }
             Beat::GiveUp => self.read_before_giving_up().await?,
-        }
-        if let Some(timer) = &mut self.heartbeat_timer {
-            timer.alarm.as_mut().reset(timer.heartbeat.due());
         }
         Ok(())
     }
@@ -288,8 +297,8 @@ impl<S: Transport> Session<S> {
             return;
         };
         self.subscription.acknowledge(id);
-        if let Some(timer) = &mut self.heartbeat_timer {
-            timer.heartbeat.acknowledged(id);
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.acknowledged(id);
         }
     }
 
@@ -312,8 +321,8 @@ impl<S: Transport> Session<S> {
     /// Passes on to the heartbeat whether bytes were received, and returns it.
     fn note_received(&mut self) -> bool {
         let has_received = self.socket.take_received();
-        if has_received && let Some(timer) = &mut self.heartbeat_timer {
-            timer.heartbeat.received();
+        if has_received && let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.received();
         }
         has_received
     }
