@@ -38,6 +38,9 @@ pub(crate) enum Disconnect {
     /// An incomplete message did not grow for `--write-timeout`.
     #[error("too slow: sent nothing more of a message for the write timeout")]
     Unfinished,
+    /// The client may not do what it did, or may not stay, for this reason.
+    #[error("{0}")]
+    Policy(&'static str),
     /// The client closed the connection without a close frame, as a program that exits does.
     #[error("gone")]
     Gone,
@@ -54,6 +57,7 @@ impl Disconnect {
             Self::Protocol => CloseCode::Protocol,
             Self::NotUtf8 => CloseCode::Invalid,
             Self::TooBig => CloseCode::Size,
+            Self::Policy(_) => CloseCode::Policy,
             Self::NoPong => CloseCode::Error,
             Self::Behind | Self::Stalled | Self::NoSpace | Self::Unfinished => CloseCode::Again,
             Self::ByClient(code) => return *code,
@@ -111,6 +115,7 @@ mod tests {
         assert_eq!(code(Disconnect::ShuttingDown), Some(1001));
         assert_eq!(code(Disconnect::Protocol), Some(1002));
         assert_eq!(code(Disconnect::NotUtf8), Some(1007));
+        assert_eq!(code(Disconnect::Policy("no right")), Some(1008));
         assert_eq!(code(Disconnect::TooBig), Some(1009));
         assert_eq!(code(Disconnect::NoPong), Some(1011));
         assert_eq!(code(Disconnect::Behind), Some(1013));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use batch::{Batch, BatchBuilder, Chunk, Frames, Outbox};
-pub(crate) use event::Event;
+pub(crate) use event::{ErrorCode, Event};
 pub(crate) use json::JSON_PROTOCOL;
 pub(crate) use plain::Plain;
 
@@ -103,6 +103,28 @@ mod tests {
     use super::testing::{batch, plain};
     use super::*;
     use crate::message::Kind;
+
+    #[test]
+    fn an_error_is_an_event_of_the_json_format_alone() {
+        let render = |retry_after, format| {
+            let (code, message) = (ErrorCode::Forbidden, 17);
+            let error = Event::Error {
+                code,
+                message,
+                retry_after,
+            };
+            render_event(&error, format)
+        };
+        let frame = render(None, Format::Json);
+        let expected = br#"{"type":"error","code":"forbidden","message":17}"#;
+        assert_eq!(frame[2..], expected[..]);
+        let frame = render(Some(2.0), Format::Json);
+        let expected = br#"{"type":"error","code":"forbidden","message":17,"retry_after":2.0}"#;
+        assert_eq!(frame[2..], expected[..]);
+        for format in [Format::Plain, Format::EventStream] {
+            assert_eq!(render(Some(2.0), format), "");
+        }
+    }
 
     #[test]
     fn a_batch_is_encoded_once_per_format() {

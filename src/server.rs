@@ -311,16 +311,21 @@ impl Client {
         settings: Arc<Settings>,
         budget: Arc<Budget>,
     ) -> Self {
-        let (stream, membership) = (upgraded.stream, upgraded.membership);
+        let Upgraded {
+            stream,
+            ahead,
+            head,
+            membership,
+            grant,
+        } = upgraded;
         let room = membership.room_guard.name();
         let span = info_span!("client", %peer, room = &*excerpt(room.as_bytes()));
         if membership.subscription.format() == Format::EventStream {
-            let events = EventStream::new(stream, upgraded.head, membership, settings, span);
+            let events = EventStream::new(stream, head, membership, grant, settings, span);
             Self::EventStream(Box::new(events))
         } else {
-            let ahead = upgraded.ahead;
             Self::WebSocket(Session::new(
-                stream, ahead, membership, settings, budget, span,
+                stream, ahead, membership, grant, settings, budget, span,
             ))
         }
     }

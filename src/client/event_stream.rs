@@ -11,6 +11,7 @@ use tokio::select;
 use tokio::time::{Instant, timeout};
 use tracing::Span;
 
+use crate::admission::Grant;
 use crate::client::Settings;
 use crate::client::alarm::Alarm;
 use crate::client::record::ConnectionRecord;
@@ -26,6 +27,7 @@ pub(crate) struct EventStream<S> {
     settings: Arc<Settings>,
     stream: S,
     membership: Membership,
+    grant: Grant,
     /// Chunks to write next.
     outbox: Outbox,
     record: ConnectionRecord,
@@ -43,6 +45,7 @@ impl<S: Transport> EventStream<S> {
         stream: S,
         head: Bytes,
         membership: Membership,
+        grant: Grant,
         settings: Arc<Settings>,
         span: Span,
     ) -> Self {
@@ -50,6 +53,7 @@ impl<S: Transport> EventStream<S> {
             settings,
             stream,
             membership,
+            grant,
             outbox: smallvec![head.into()],
             record: ConnectionRecord::new(span),
         }
@@ -60,12 +64,14 @@ impl<S: Transport> EventStream<S> {
         let Err(why) = self.serve().await;
         self.membership.subscription.leave();
         let why = self.record.why.insert(why);
-        if matches!(why, Disconnect::ShuttingDown) {
-            self.outbox = smallvec![RECONNECT.into()];
-            if self.write().await.is_ok() {
-                let limit = self.settings.times.close_timeout.get();
-                timeout(limit, linger(&mut self.stream)).await.ok();
-            }
+        match why {
+            Disconnect::ShuttingDown => self.outbox = smallvec![RECONNECT.into()],
+            Disconnect::Policy(_) => {}
+            _ => return,
+        }
+        if self.write().await.is_ok() {
+            let limit = self.settings.times.close_timeout.get();
+            timeout(limit, linger(&mut self.stream)).await.ok();
         }
     }
 
@@ -85,12 +91,14 @@ impl<S: Transport> EventStream<S> {
         let mut alarm = Alarm::default();
         let mut half_closed = false;
         loop {
+            let due = comment_due.into_iter().chain(self.grant.until).min();
             select! {
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
                     self.record.sent += sent?;
                     self.write().await?;
                 }
-                () = poll_fn(|cx| alarm.poll(comment_due, cx)) => {
+                () = poll_fn(|cx| alarm.poll(due, cx)) => {
+                    self.grant.check_expiry()?;
                     self.outbox.push(COMMENT.into());
                     self.write().await?;
                     comment_due = next_comment();
@@ -115,5 +123,48 @@ impl<S: Transport> EventStream<S> {
         write(&mut self.stream, &mut self.outbox, patience).await?;
         self.outbox.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, duplex};
+
+    use super::*;
+    use crate::config::{Config, Time};
+    use crate::hub::Hub;
+    use crate::room::Follow;
+    use crate::store::Store;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_stream_ends_when_its_permission_expires() {
+        for (interval, expected) in [(0, "head"), (10, "head:\n\n:\n\n")] {
+            let interval = Duration::from_secs(interval);
+            let config = Config::with(|config| {
+                config.service.welcome = Some(String::new());
+                config.times.ping_interval = Time::from(interval);
+            });
+            let hub = Arc::new(Hub::new(&config, Store::memory()));
+            let (format, since) = (Format::EventStream, None);
+            let membership = hub.join("/", Follow { format, since }).unwrap();
+            let start = Instant::now();
+            let grant = Grant {
+                until: Some(start + Duration::from_secs(25)),
+                ..Grant::ALL
+            };
+            let (mut client, stream) = duplex(1 << 10);
+            let (head, settings) = (Bytes::from("head"), Arc::new(Settings::from(&config)));
+            let span = Span::none();
+            let mut events = EventStream::new(stream, head, membership, grant, settings, span);
+            let events = tokio::spawn(async move { events.run().await });
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, expected);
+            assert_eq!(start.elapsed(), Duration::from_secs(25));
+            drop(client);
+            events.await.unwrap();
+        }
     }
 }

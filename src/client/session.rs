@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -9,6 +10,7 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 use tracing::Span;
 
+use crate::admission::{Forbidden, Grant};
 use crate::client::Settings;
 use crate::client::alarm::Alarm;
 use crate::client::budget::Budget;
@@ -18,7 +20,7 @@ use crate::client::record::ConnectionRecord;
 use crate::client::websocket::WebSocket;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{self, BatchBuilder, Chunk, Frames, Outbox, Plain};
+use crate::format::{self, BatchBuilder, Chunk, ErrorCode, Event, Format, Frames, Outbox, Plain};
 use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
@@ -33,6 +35,7 @@ pub(crate) struct Session<S> {
     socket: WebSocket<S>,
     subscription: Subscription,
     room_guard: RoomGuard,
+    grant: Grant,
     heartbeat: Option<Box<Heartbeat>>,
     /// For the earliest of all [deadlines](Self::due).
     alarm: Alarm,
@@ -66,6 +69,7 @@ impl<S: Transport> Session<S> {
         stream: S,
         ahead: Vec<u8>,
         membership: Membership,
+        grant: Grant,
         settings: Arc<Settings>,
         budget: Arc<Budget>,
         span: Span,
@@ -85,6 +89,7 @@ impl<S: Transport> Session<S> {
             outbox: membership.greeting().map(Chunk::from).into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
+            grant,
             heartbeat: Heartbeat::start(&settings.times).map(Box::new),
             alarm: Alarm::default(),
             plain,
@@ -129,7 +134,7 @@ impl<S: Transport> Session<S> {
             self.replay().await?;
         }
         self.write().await?;
-        self.publish_read();
+        self.publish_read()?;
         self.write().await
     }
 
@@ -158,7 +163,7 @@ impl<S: Transport> Session<S> {
             // The outbox is empty here: a client that sends without reading gets backpressure.
             let read = self.poll_read(cx)?;
             if read == Poll::Ready(true) {
-                self.publish_read();
+                self.publish_read()?;
                 // Echoes are written at once: the end of the room must not overtake them.
                 if !self.socket.try_write(&mut self.outbox)? {
                     return Poll::Ready(Ok(Pause::Write));
@@ -203,26 +208,34 @@ impl<S: Transport> Session<S> {
     }
 
     /// Publishes the messages read, batch by batch.
-    fn publish_read(&mut self) {
+    fn publish_read(&mut self) -> Result<(), Disconnect> {
         self.note_received();
         self.take_receipt();
         let mut queues = 0;
         while let Some(frames) = self.batch_builder.take() {
-            queues = self.publish(frames);
+            queues = self.publish(frames)?;
         }
         self.socket.turn.owe_yields(queues);
+        Ok(())
     }
 
     /// Publishes a batch, and echoes it in echo mode; returns how many queues it was put into.
-    fn publish(&mut self, frames: Frames) -> usize {
+    fn publish(&mut self, frames: Frames) -> Result<usize, Disconnect> {
         let span = &self.record.span;
+        let before = self.record.received;
         self.record.received += frames.payloads().len() as u64;
         if self.settings.log_messages {
             message_log::received(span, &frames);
         }
+        if !self.grant.may_publish {
+            let messages = before + 1..=self.record.received;
+            let (code, why) = (ErrorCode::Forbidden, Forbidden::Publish.into());
+            self.reject(messages, code, None, why)?;
+            return Ok(0);
+        }
         // A sealed room rejects the batch; the session still drains the log before it ends.
         let Ok(Delivery { batch, queues, .. }) = self.room_guard.publish(frames) else {
-            return 0;
+            return Ok(0);
         };
         match self.settings.mode {
             Mode::Echo => {
@@ -236,7 +249,35 @@ impl<S: Transport> Session<S> {
             }
             Mode::Broadcast => {}
         }
-        queues
+        Ok(queues)
+    }
+
+    /// Reports that messages of the client were not taken.
+    ///
+    /// # Errors
+    /// `why`, where the format of the client has no event for that.
+    fn reject(
+        &mut self,
+        messages: RangeInclusive<u64>,
+        code: ErrorCode,
+        retry_after: Option<f64>,
+        why: Disconnect,
+    ) -> Result<(), Disconnect> {
+        let format = self.subscription.format();
+        if format == Format::Plain {
+            return Err(why);
+        }
+        let mut errors = Vec::new();
+        for message in messages {
+            let error = Event::Error {
+                code,
+                message,
+                retry_after,
+            };
+            errors.extend_from_slice(&format::render_event(&error, format));
+        }
+        self.outbox.push(errors.into());
+        Ok(())
     }
 
     /// Writes the whole outbox, and waits for the socket where necessary.
@@ -251,11 +292,13 @@ impl<S: Transport> Session<S> {
 
     /// The earliest deadline, if there is any.
     fn due(&self) -> Option<Instant> {
-        self.heartbeat.as_ref().map(|it| it.due())
+        let beat = self.heartbeat.as_ref().map(|it| it.due());
+        beat.into_iter().chain(self.grant.until).min()
     }
 
     /// Does what the deadlines that have come require.
     async fn meet_deadlines(&mut self) -> Result<(), Disconnect> {
+        self.grant.check_expiry()?;
         self.beat().await
     }
 
@@ -308,7 +351,7 @@ impl<S: Transport> Session<S> {
         yield_now().await;
         let read = poll_fn(|cx| Poll::Ready(self.poll_read(cx)));
         if read.await? == Poll::Ready(true) {
-            self.publish_read();
+            self.publish_read()?;
             return self.write().await;
         }
         if self.note_received() {
@@ -394,11 +437,29 @@ mod tests {
     impl Peer {
         /// A session in the default room, whose socket buffers `window` bytes.
         async fn join(hub: &Arc<Hub>, settings: &Arc<Settings>, window: usize) -> Self {
+            Self::granted(hub, settings, window, Format::Plain, Grant::ALL).await
+        }
+
+        async fn granted(
+            hub: &Arc<Hub>,
+            settings: &Arc<Settings>,
+            window: usize,
+            format: Format,
+            grant: Grant,
+        ) -> Self {
             let (stream, theirs) = duplex(window);
-            let membership = hub.join("/", Follow::default()).unwrap();
+            let since = None;
+            let membership = hub.join("/", Follow { format, since }).unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
-            let mut session =
-                Session::new(theirs, ahead, membership, settings.clone(), budget(), span);
+            let mut session = Session::new(
+                theirs,
+                ahead,
+                membership,
+                grant,
+                settings.clone(),
+                budget(),
+                span,
+            );
             Self {
                 stream,
                 session: tokio::spawn(async move { session.run().await }),
@@ -479,6 +540,7 @@ mod tests {
             endless,
             Vec::new(),
             membership,
+            Grant::ALL,
             settings,
             budget(),
             Span::none(),
@@ -507,7 +569,15 @@ mod tests {
         let mut endless = Stub::new(b"\x89\x82\0\0\0\0hi");
         endless.repeats = true;
         let (ahead, span) = (Vec::new(), Span::none());
-        let mut session = Session::new(endless, ahead, membership, settings, budget(), span);
+        let mut session = Session::new(
+            endless,
+            ahead,
+            membership,
+            Grant::ALL,
+            settings,
+            budget(),
+            span,
+        );
         let session = tokio::spawn(async move { session.run().await });
         for _ in 0..3 {
             yield_now().await;
@@ -555,6 +625,83 @@ mod tests {
         tokio::time::sleep(secs(1000)).await;
         peer.stream.write_all(&text("still here")).await.unwrap();
         assert_eq!(peer.frame().await, (0x81, b"still here".to_vec()));
+    }
+
+    /// A grant that expires so many seconds from now.
+    fn expires_in(seconds: u64) -> Grant {
+        let until = Some(Instant::now() + secs(seconds));
+        Grant {
+            until,
+            ..Grant::ALL
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_closed_when_its_permission_expires_also_without_heartbeats() {
+        let (hub, settings) = hub(|config| config.times.ping_interval = Time::from(Duration::ZERO));
+        let grant = expires_in(60);
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Format::Plain, grant).await;
+        let (first, payload) = peer.frame().await;
+        assert_eq!(first, CLOSE);
+        assert_eq!(payload, b"\x03\xf0the permission has expired");
+        assert_eq!(peer.elapsed(), secs(60));
+        assert_eq!(peer.end().await, secs(60 + 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_of_two_deadlines_comes_first() {
+        let (hub, settings) = hub(|_| {});
+        let grant = expires_in(14);
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Format::Json, grant).await;
+        let (_, welcome) = peer.frame().await;
+        assert!(welcome.starts_with(b"{\"type\":\"welcome\""));
+        assert_eq!(peer.frame().await.0, PING);
+        assert_eq!(peer.elapsed(), secs(10));
+        // Without an answer to the ping, which is due a second later.
+        peer.expect_close(1008).await;
+        assert_eq!(peer.elapsed(), secs(14));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plain_client_that_may_not_publish_and_does_is_closed_with_1008() {
+        let (hub, settings) = hub(|_| {});
+        let mut reader = Peer::join(&hub, &settings, 1 << 20).await;
+        let grant = Grant {
+            may_publish: false,
+            ..Grant::ALL
+        };
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Format::Plain, grant).await;
+        publish(&hub, 1, 5);
+        assert_eq!(peer.frame().await.1, [7; 5]);
+        peer.stream.write_all(&text("hi")).await.unwrap();
+        let (first, payload) = peer.frame().await;
+        assert_eq!(first, CLOSE);
+        assert_eq!(payload, b"\x03\xf0publishing is not permitted");
+        publish(&hub, 1, 3);
+        assert_eq!(reader.frame().await.1, [7; 5]);
+        assert_eq!(reader.frame().await.1, [7; 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_json_client_that_may_not_publish_learns_which_messages_were_not_taken() {
+        let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
+        let grant = Grant {
+            may_publish: false,
+            ..Grant::ALL
+        };
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Format::Json, grant).await;
+        peer.frame().await;
+        for numbers in [1..=1, 2..=4] {
+            let messages = text("hi").repeat(numbers.clone().count());
+            peer.stream.write_all(&messages).await.unwrap();
+            for number in numbers {
+                let expected =
+                    format!(r#"{{"type":"error","code":"forbidden","message":{number}}}"#);
+                assert_eq!(peer.frame().await, (0x81, expected.into_bytes()));
+            }
+        }
+        assert!(hub.read("/", Part::Last, 1).next().is_none());
+        assert!(!peer.session.is_finished());
     }
 
     #[tokio::test(start_paused = true)]
@@ -803,6 +950,7 @@ mod tests {
             theirs,
             Vec::new(),
             membership,
+            Grant::ALL,
             settings,
             budget(),
             Span::none(),

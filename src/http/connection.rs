@@ -27,6 +27,7 @@ use super::refusal::Refusal;
 use super::refusal_log::RefusalLog;
 use super::routes::Routes;
 use super::socket::Socket;
+use crate::admission::Grant;
 use crate::config::Times;
 use crate::hub::Membership;
 use crate::transport::Transport;
@@ -53,6 +54,8 @@ pub(crate) struct Upgraded<S> {
     pub(crate) head: Bytes,
     /// The client's membership of the room.
     pub(crate) membership: Membership,
+    /// What the client may do.
+    pub(crate) grant: Grant,
 }
 
 impl Http {
@@ -132,12 +135,17 @@ impl Http {
         let parts = connection.into_parts();
         let Socket { mut stream, .. } = parts.io.into_inner();
         if let Some(joined) = link.take_joined() {
-            let Joined { head, membership } = *joined;
+            let Joined {
+                head,
+                membership,
+                grant,
+            } = *joined;
             return Some(Upgraded {
                 stream,
                 ahead: parts.read_buf.to_vec(),
                 head,
                 membership,
+                grant,
             });
         }
         let refusal = match ended {
@@ -198,7 +206,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, duplex};
-    use tokio::time::timeout;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::admission::Admission;
@@ -210,15 +218,15 @@ mod tests {
     use crate::room::reader::{Part, Piece};
     use crate::store::Store;
 
-    /// A broadcast hub, and the HTTP of its server.
-    fn http() -> (Http, Arc<Hub>) {
+    /// A broadcast hub, and the HTTP of its server, with this grant for each client.
+    fn http(grant: Grant) -> (Http, Arc<Hub>) {
         let config = Config::with(|config| config.service.mode = Mode::Broadcast);
         let hub = Arc::new(Hub::new(&config, Store::memory()));
         let routes = Routes::new(
             Arc::new(Settings::from(&config)),
             hub.clone(),
             Arc::new(Budget::new(1 << 20, Duration::from_secs(1))),
-            Admission::new(&config.access, "localhost", false),
+            Admission::new(&config.access, "localhost", false).granting(grant),
             CancellationToken::new(),
         );
         let http = Http::new(Arc::new(routes), config.times, CancellationToken::new());
@@ -227,7 +235,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_receivers_of_a_post_run_before_the_next_one_is_read() {
-        let (http, hub) = http();
+        let (http, hub) = http(Grant::ALL);
         let join = |_| hub.join("/", Follow::default()).unwrap();
         let _receivers: Vec<_> = (0..100).map(join).collect();
         let (mut client, server) = duplex(1 << 16);
@@ -245,13 +253,74 @@ mod tests {
         served.abort();
     }
 
+    /// The status of the answer to a request of a client with this grant.
+    async fn status(grant: Grant, line: &str, fields: &str) -> String {
+        let (http, _hub) = http(grant);
+        let (mut client, server) = duplex(1 << 16);
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let served = tokio::spawn(async move { drop(http.serve(server, peer, None).await) });
+        let mut answer = [0; 12];
+        let read = client.read_exact(&mut answer);
+        let status = match timeout(Duration::from_secs(10), read).await.unwrap() {
+            Ok(_) => String::from_utf8_lossy(&answer[9..]).into_owned(),
+            // The event stream writes its own answer.
+            Err(_) => "joined".into(),
+        };
+        served.abort();
+        status
+    }
+
+    #[tokio::test]
+    async fn a_request_without_the_right_is_answered_403() {
+        const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        const EVENTS: &str = "Accept: text/event-stream\r\n";
+        let reader = Grant {
+            may_publish: false,
+            ..Grant::ALL
+        };
+        let publisher = Grant {
+            may_read: false,
+            ..Grant::ALL
+        };
+        let expired = Grant {
+            until: Some(Instant::now()),
+            ..Grant::ALL
+        };
+        for (line, fields, by_reader, by_publisher) in [
+            ("GET /", UPGRADE, "101", "403"),
+            ("GET /", EVENTS, "joined", "403"),
+            ("HEAD /", EVENTS, "200", "403"),
+            ("GET /?history", "", "200", "403"),
+            ("HEAD /?history", "", "200", "403"),
+            ("POST /", "Content-Length: 0\r\n", "403", "201"),
+        ] {
+            assert_eq!(status(reader, line, fields).await, by_reader, "{line}");
+            assert_eq!(
+                status(publisher, line, fields).await,
+                by_publisher,
+                "{line}"
+            );
+            assert_eq!(status(expired, line, fields).await, "403", "{line}");
+        }
+        for (line, expected) in [
+            ("GET /", "200"),
+            ("OPTIONS /", "204"),
+            ("GET /livez", "200"),
+        ] {
+            assert_eq!(status(Grant::NONE, line, "").await, expected, "{line}");
+        }
+    }
+
     #[tokio::test]
     async fn earlier_answers_are_written_before_an_event_stream_takes_over() {
         // So small a window that no answer is written at once.
         let (client, server) = duplex(64);
         let (mut answers, mut requests) = tokio::io::split(client);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = tokio::spawn(http().0.serve(server, peer, None));
+        let served = tokio::spawn(http(Grant::ALL).0.serve(server, peer, None));
         let head = "HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
         let events = "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
         let pipelined = format!("{head}{head}{events}");

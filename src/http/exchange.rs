@@ -56,10 +56,10 @@ impl Exchange {
         let path = head.uri.path().to_owned();
         let request = Request::new(head, &body);
         let (cors, answer) = match self.routes.admit(&request) {
-            Ok(cors) => {
-                let answer = self
-                    .routes
-                    .answer(&request, body, self.has_permit, &self.link);
+            Ok((cors, grant)) => {
+                let answer =
+                    self.routes
+                        .answer(&request, &grant, body, self.has_permit, &self.link);
                 (cors, answer.await)
             }
             Err(refusal) => (Cors::default(), Err(refusal)),
@@ -84,6 +84,7 @@ impl Exchange {
         let Join {
             mut response,
             membership,
+            grant,
             unknown_protocols,
         } = join;
         cors.add_to(&mut response);
@@ -91,13 +92,19 @@ impl Exchange {
             info!(peer = %self.peer, "unknown subprotocols are ignored: {protocols:?}");
         }
         if membership.subscription.format() != Format::EventStream {
-            let head = Bytes::new();
-            self.link.join(Joined { head, membership });
+            self.link.join(Joined {
+                head: Bytes::new(),
+                membership,
+                grant,
+            });
             return Ok(response);
         }
         // hyper has written all earlier answers: it calls for the next one only then.
-        let head = head_of(&response).into();
-        self.link.join(Joined { head, membership });
+        self.link.join(Joined {
+            head: head_of(&response).into(),
+            membership,
+            grant,
+        });
         Err(HandedOver)
     }
 }

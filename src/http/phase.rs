@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::idle::{IdleConnections, IdleEntry};
+use crate::admission::Grant;
 use crate::hub::Membership;
 
 /// What the stream below hyper and the answers above it know of each other. All of them run in the task
@@ -35,6 +36,7 @@ pub(super) struct Joined {
     /// The head of the answer, where hyper does not write it.
     pub(super) head: Bytes,
     pub(super) membership: Membership,
+    pub(super) grant: Grant,
 }
 
 /// How far a connection is.

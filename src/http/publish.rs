@@ -17,6 +17,7 @@ use super::phase::Link;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::routes::Routes;
+use crate::admission::Grant;
 use crate::client::budget::Share;
 use crate::client::message_log;
 use crate::client::turn::Turn;
@@ -56,11 +57,13 @@ impl Routes {
     pub(super) async fn publish(
         &self,
         request: &Request,
+        grant: &Grant,
         body: Incoming,
         room: &RoomName,
         publisher: &Link,
     ) -> Result<Published, Refusal> {
         let wait = request.query.wait()?;
+        grant.check_publish()?;
         // Checked before `100 Continue`, which the read of the body sends.
         let content = Content::of(&request.headers)?;
         let body = select! {
@@ -72,6 +75,8 @@ impl Routes {
         if payload.len() > self.settings.max_message_size {
             return Err(self.too_big());
         }
+        // It may have expired meanwhile.
+        grant.check_expiry()?;
 
         let guard = self.hub.enter(room)?;
         let mut builder = BatchBuilder::default();

@@ -14,7 +14,7 @@ use super::phase::Link;
 use super::refusal::Refusal;
 use super::request::{Request, Resource, Wants};
 use super::response::{Body, Field, NO_STORE, TEXT, respond, respond_json, whole};
-use crate::admission::Admission;
+use crate::admission::{Admission, Admitted, Grant};
 use crate::client::Settings;
 use crate::client::budget::Budget;
 use crate::config::Mode;
@@ -49,6 +49,7 @@ pub(super) struct Join {
     /// The head of the answer; its body is empty.
     pub(super) response: Response<Body>,
     pub(super) membership: Membership,
+    pub(super) grant: Grant,
     /// An excerpt of the unknown subprotocols that it offers, if any.
     pub(super) unknown_protocols: Option<String>,
 }
@@ -72,20 +73,22 @@ impl Routes {
     }
 
     /// Checks the host and the origin of a request, unless it is open to all: a health check, or for the
-    /// page, whose own requests are checked. Returns the origin that may read the answer.
+    /// page, whose own requests are checked. Returns the origin that may read the answer, and what the client
+    /// may do.
     ///
     /// # Errors
     /// A [`Refusal`], which is then the answer.
-    pub(super) fn admit(&self, request: &Request) -> Result<Cors, Refusal> {
+    pub(super) fn admit(&self, request: &Request) -> Result<(Cors, Grant), Refusal> {
         if matches!(request.resource, Resource::Live | Resource::Ready) {
-            return Ok(Cors::default());
+            return Ok((Cors::default(), Grant::NONE));
         }
         let host = request.host()?;
         if request.wants_page() {
-            return Ok(Cors::default());
+            return Ok((Cors::default(), Grant::NONE));
         }
-        let origin = self.admission.check(&request.headers, host.as_ref())?;
-        Ok(Cors(origin.cloned()))
+        let admitted = self.admission.check(&request.headers, host.as_ref())?;
+        let Admitted { origin, grant } = admitted;
+        Ok((Cors(origin.cloned()), grant))
     }
 
     /// Answers `request`, which is admitted. Without a permit of `--max-connections`, only health checks
@@ -96,6 +99,7 @@ impl Routes {
     pub(super) async fn answer(
         &self,
         request: &Request,
+        grant: &Grant,
         body: Incoming,
         has_permit: bool,
         connection: &Link,
@@ -111,17 +115,20 @@ impl Routes {
             Resource::Room(room) => room.as_ref().map_err(|error| Refusal::from(*error))?,
         };
         let response = match (&request.method, request.wants) {
-            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, room),
-            (&Method::GET, Wants::Events) => return self.events(request, room),
-            (&Method::HEAD, Wants::Events) => event_stream(""),
-            (&Method::GET | &Method::HEAD, Wants::History) => self.history(request, room)?,
+            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, grant, room),
+            (&Method::GET, Wants::Events) => return self.events(request, grant, room),
+            (&Method::HEAD, Wants::Events) => {
+                grant.check_read()?;
+                event_stream("")
+            }
+            (&Method::GET | &Method::HEAD, Wants::History) => self.history(request, grant, room)?,
             (&Method::GET | &Method::HEAD, Wants::Page | Wants::WebSocket) => {
                 respond_page(&request.headers)
             }
             (&Method::OPTIONS, _) if request.is_preflight() => preflight(self.allowed()),
             (&Method::OPTIONS, _) => options(self.allowed()),
             (&Method::POST, _) if self.settings.mode == Mode::Broadcast => {
-                let published = self.publish(request, body, room, connection).await?;
+                let published = self.publish(request, grant, body, room, connection).await?;
                 respond_json(StatusCode::CREATED, whole(published.to_json()))
             }
             (method, _) => return Err(self.not_allowed(method)),
@@ -149,7 +156,13 @@ impl Routes {
     }
 
     /// Joins a room as a WebSocket client (RFC 6455, section 4.2.2).
-    fn upgrade(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+    fn upgrade(
+        &self,
+        request: &Request,
+        grant: &Grant,
+        room: &RoomName,
+    ) -> Result<Answer, Refusal> {
+        grant.check_read()?;
         let headers = &request.headers;
         let accept = handshake::check(request.version, headers, request.has_body)?;
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
@@ -170,12 +183,14 @@ impl Routes {
         Ok(Answer::Join(Box::new(Join {
             response,
             membership,
+            grant: *grant,
             unknown_protocols: unknown_protocols_of(headers),
         })))
     }
 
     /// Joins a room as a client of Server-Sent Events (WHATWG HTML, section 9.2).
-    fn events(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+    fn events(&self, request: &Request, grant: &Grant, room: &RoomName) -> Result<Answer, Refusal> {
+        grant.check_read()?;
         let follow = Follow {
             format: Format::EventStream,
             since: request.since()?,
@@ -188,6 +203,7 @@ impl Routes {
         Ok(Answer::Join(Box::new(Join {
             response,
             membership,
+            grant: *grant,
             unknown_protocols: None,
         })))
     }
