@@ -11,13 +11,11 @@ pub(crate) mod turn;
 pub(crate) mod unfinished;
 pub(crate) mod websocket;
 
-use crate::config::{Config, Mode, Times};
+use crate::config::{Config, Times};
 
 /// The options that concern clients.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// What happens to a message.
-    pub(crate) mode: Mode,
     /// Heartbeats and timeouts.
     pub(crate) times: Times,
     /// Bytes of the largest message.
@@ -29,7 +27,6 @@ pub(crate) struct Settings {
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         Self {
-            mode: config.service.mode,
             times: config.times.clone(),
             max_message_size: config.limits.max_message_size.bytes(),
             log_messages: config.logs.messages,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::config::{Config, History, Limits, Service};
 use crate::format::{Frames, Plain};
 use crate::room::reader::{Part, Reader};
-use crate::room::{Collector, Delivery, Follow, Room, Sealed};
+use crate::room::{Behaviour, Collector, Delivery, Follow, Room, Sealed};
 use crate::store::Store;
 use ranking::{Ranked, Ranking};
 
@@ -114,7 +114,7 @@ impl Hub {
                 _evicted = rooms.evict_longest_empty().ok_or(JoinError::Full)?;
             }
             let room = Room::new(
-                self.service.mode,
+                self.behaviour_at_opening(),
                 &self.history,
                 &self.limits,
                 self.store.begin(),
@@ -151,6 +151,20 @@ impl Hub {
             .get(name)
             .map(|it| it.room.clone());
         room.map_or_else(Reader::default, |room| room.read(part, limit))
+    }
+
+    /// The behaviour of the room `name`, whether it exists or not.
+    pub(crate) fn behaviour(&self, name: &str) -> Behaviour {
+        let rooms = self.rooms.lock();
+        match rooms.by_name.get(name) {
+            Some(entry) => entry.room.behaviour(),
+            None => self.behaviour_at_opening(),
+        }
+    }
+
+    /// The behaviour that a room is opened with.
+    fn behaviour_at_opening(&self) -> Behaviour {
+        self.service.mode.into()
     }
 
     /// How many messages a room remembers.
@@ -241,6 +255,11 @@ impl RoomGuard {
         &self.hub.plain
     }
 
+    /// What the room does with a message.
+    pub(crate) fn behaviour(&self) -> Behaviour {
+        self.room.behaviour()
+    }
+
     /// The name of the room.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -308,6 +327,7 @@ mod tests {
     use crate::config::{Mode, Size};
     use crate::format::Batch;
     use crate::format::BatchBuilder;
+    use crate::format::Format;
     use crate::message::Kind;
 
     fn hub(change: impl FnOnce(&mut Config)) -> Arc<Hub> {
@@ -316,6 +336,42 @@ mod tests {
         });
         change(&mut config);
         Arc::new(Hub::new(&config, Store::memory()))
+    }
+
+    impl Hub {
+        /// Opens a room with a behaviour that is not that of `--mode`.
+        pub(crate) fn open_as(&self, name: &str, behaviour: Behaviour) {
+            let epoch = self.store.begin();
+            let (history, limits) = (&self.history, &self.limits);
+            let room = Room::new(behaviour, history, limits, epoch, self.total.clone());
+            let entry = Entry {
+                room: Arc::new(room),
+                clients: 0,
+                departed: 0,
+            };
+            self.rooms.lock().by_name.insert(name.into(), entry);
+        }
+    }
+
+    #[test]
+    fn a_room_keeps_the_behaviour_that_it_was_opened_with() {
+        let hub = hub(|_| {});
+        hub.open_as("/echo", Behaviour::Echo);
+        let follow = Follow {
+            format: Format::Json,
+            since: None,
+        };
+        for (name, behaviour, mode) in [
+            ("/echo", Behaviour::Echo, r#""mode":"echo""#),
+            ("/", Behaviour::Broadcast, r#""mode":"broadcast""#),
+        ] {
+            assert_eq!(hub.behaviour(name), behaviour);
+            let membership = hub.join(name, follow).unwrap();
+            assert_eq!(hub.behaviour(name), behaviour);
+            assert_eq!(membership.room_guard.behaviour(), behaviour);
+            let welcome = membership.greeting().unwrap();
+            assert!(String::from_utf8_lossy(&welcome).contains(mode));
+        }
     }
 
     fn publish(guard: &RoomGuard, text: &str) -> Arc<Batch> {

@@ -1,5 +1,6 @@
 //! A room: one ordered log, and the clients that follow it.
 
+pub(crate) mod behaviour;
 pub(crate) mod history;
 pub(crate) mod log;
 pub(crate) mod name;
@@ -8,6 +9,7 @@ pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 
+pub(crate) use behaviour::Behaviour;
 pub(crate) use log::{Delivery, Follow, Room, Sealed, Start};
 pub(crate) use name::RoomName;
 pub(crate) use receipts::Collector;

@@ -160,7 +160,11 @@ mod tests {
             let mut events = EventStream::new(stream, head, membership, grant, settings, span);
             let events = tokio::spawn(async move { events.run().await });
             let mut text = String::new();
-            client.read_to_string(&mut text).await.unwrap();
+            let read = client.read_to_string(&mut text);
+            timeout(Duration::from_secs(1000), read)
+                .await
+                .unwrap()
+                .unwrap();
             assert_eq!(text, expected);
             assert_eq!(start.elapsed(), Duration::from_secs(25));
             drop(client);

@@ -18,14 +18,13 @@ use crate::client::heartbeat::{Beat, Heartbeat};
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
 use crate::client::websocket::WebSocket;
-use crate::config::Mode;
 use crate::disconnect::Disconnect;
 use crate::format::{self, BatchBuilder, Chunk, ErrorCode, Event, Format, Frames, Outbox, Plain};
 use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
 use crate::protocol::frame;
-use crate::room::{Delivery, Subscription};
+use crate::room::{Behaviour, Delivery, Subscription};
 use crate::transport::Transport;
 
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
@@ -40,7 +39,7 @@ pub(crate) struct Session<S> {
     /// For the earliest of all [deadlines](Self::due).
     alarm: Alarm,
     plain: Arc<Plain>,
-    /// The last message echoed, in echo mode.
+    /// The last message echoed, in an echo room.
     last_echoed: Option<MessageId>,
     /// The newest id from a pong, not yet passed on as an acknowledgement.
     receipt: Option<MessageId>,
@@ -130,7 +129,7 @@ impl<S: Transport> Session<S> {
 
     /// Writes the welcome and publishes the messages read ahead.
     async fn begin(&mut self) -> Result<(), Disconnect> {
-        if self.settings.mode == Mode::Echo {
+        if self.room_guard.behaviour() == Behaviour::Echo {
             self.replay().await?;
         }
         self.write().await?;
@@ -219,7 +218,7 @@ impl<S: Transport> Session<S> {
         Ok(())
     }
 
-    /// Publishes a batch, and echoes it in echo mode; returns how many queues it was put into.
+    /// Publishes a batch, and echoes it in an echo room; returns how many queues it was put into.
     fn publish(&mut self, frames: Frames) -> Result<usize, Disconnect> {
         let span = &self.record.span;
         let before = self.record.received;
@@ -237,17 +236,17 @@ impl<S: Transport> Session<S> {
         let Ok(Delivery { batch, queues, .. }) = self.room_guard.publish(frames) else {
             return Ok(0);
         };
-        match self.settings.mode {
-            Mode::Echo => {
+        match self.room_guard.behaviour() {
+            Behaviour::Echo => {
                 self.record.sent += batch.len() as u64;
                 self.last_echoed = Some(batch.last_id());
                 let (format, first) = (self.subscription.format(), batch.seqs().start);
                 self.outbox.push(format::render(batch, format, first));
             }
-            Mode::Broadcast if self.settings.log_messages => {
+            Behaviour::Broadcast if self.settings.log_messages => {
                 message_log::broadcasting(span, batch.frames());
             }
-            Mode::Broadcast => {}
+            Behaviour::Broadcast => {}
         }
         Ok(queues)
     }
@@ -397,11 +396,12 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::task::JoinHandle;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::client::turn::ROUNDS;
     use crate::client::websocket::tests::Stub;
-    use crate::config::{Config, Time};
+    use crate::config::{Config, Mode, Time};
     use crate::hub::Hub;
     use crate::message::Kind;
     use crate::room::Follow;
@@ -641,9 +641,9 @@ mod tests {
         let (hub, settings) = hub(|config| config.times.ping_interval = Time::from(Duration::ZERO));
         let grant = expires_in(60);
         let mut peer = Peer::granted(&hub, &settings, 1 << 20, Format::Plain, grant).await;
-        let (first, payload) = peer.frame().await;
-        assert_eq!(first, CLOSE);
-        assert_eq!(payload, b"\x03\xf0the permission has expired");
+        let closed = timeout(secs(1000), peer.frame()).await;
+        let reason = b"\x03\xf0the permission has expired".to_vec();
+        assert_eq!(closed.unwrap(), (CLOSE, reason));
         assert_eq!(peer.elapsed(), secs(60));
         assert_eq!(peer.end().await, secs(60 + 2));
     }
@@ -939,6 +939,18 @@ mod tests {
             assert_eq!(peer.frame().await.1, [7; 100]);
         }
         assert_eq!(peer.frame().await.1, b"answer me");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_echo_room_echoes_beside_broadcast_rooms() {
+        let (hub, settings) = hub(|_| {});
+        hub.open_as("/", Behaviour::Echo);
+        let mut sender = Peer::join(&hub, &settings, 1 << 20).await;
+        let mut other = Peer::join(&hub, &settings, 1 << 20).await;
+        sender.stream.write_all(&text("mine")).await.unwrap();
+        assert_eq!(sender.frame().await.1, b"mine");
+        other.stream.write_all(&text("yours")).await.unwrap();
+        assert_eq!(other.frame().await.1, b"yours");
     }
 
     #[tokio::test(start_paused = true)]

@@ -214,8 +214,8 @@ mod tests {
     use crate::client::budget::Budget;
     use crate::config::{Config, Mode};
     use crate::hub::Hub;
-    use crate::room::Follow;
     use crate::room::reader::{Part, Piece};
+    use crate::room::{Behaviour, Follow};
     use crate::store::Store;
 
     /// A broadcast hub, and the HTTP of its server, with this grant for each client.
@@ -255,7 +255,8 @@ mod tests {
 
     /// The status of the answer to a request of a client with this grant.
     async fn status(grant: Grant, line: &str, fields: &str) -> String {
-        let (http, _hub) = http(grant);
+        let (http, hub) = http(grant);
+        hub.open_as("/echo", Behaviour::Echo);
         let (mut client, server) = duplex(1 << 16);
         let request = format!("{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
@@ -270,6 +271,14 @@ mod tests {
         };
         served.abort();
         status
+    }
+
+    #[tokio::test]
+    async fn a_room_and_not_the_server_says_whether_it_takes_a_post() {
+        for (line, expected) in [("POST /", "201"), ("POST /echo", "405")] {
+            let answer = status(Grant::ALL, line, "Content-Length: 0\r\n").await;
+            assert_eq!(answer, expected, "{line}");
+        }
     }
 
     #[tokio::test]

@@ -17,12 +17,11 @@ use super::response::{Body, Field, NO_STORE, TEXT, respond, respond_json, whole}
 use crate::admission::{Admission, Admitted, Grant};
 use crate::client::Settings;
 use crate::client::budget::Budget;
-use crate::config::Mode;
 use crate::excerpt::excerpt;
 use crate::format::{Format, JSON_PROTOCOL};
 use crate::hub::{Hub, Membership};
 use crate::protocol::handshake::{self, tokens};
-use crate::room::{Follow, RoomName};
+use crate::room::{Behaviour, Follow, RoomName};
 
 /// Everything that answers depend on.
 #[derive(Debug)]
@@ -111,7 +110,10 @@ impl Routes {
                 return health(&request.method, is_draining).map(Answer::Response);
             }
             _ if !has_permit => return Err(Refusal::full()),
-            Resource::Server => return Ok(Answer::Response(options(self.allowed()))),
+            Resource::Server => {
+                let methods = allowed(self.hub.behaviour(DEFAULT_ROOM));
+                return Ok(Answer::Response(options(methods)));
+            }
             Resource::Room(room) => room.as_ref().map_err(|error| Refusal::from(*error))?,
         };
         let response = match (&request.method, request.wants) {
@@ -125,34 +127,17 @@ impl Routes {
             (&Method::GET | &Method::HEAD, Wants::Page | Wants::WebSocket) => {
                 respond_page(&request.headers)
             }
-            (&Method::OPTIONS, _) if request.is_preflight() => preflight(self.allowed()),
-            (&Method::OPTIONS, _) => options(self.allowed()),
-            (&Method::POST, _) if self.settings.mode == Mode::Broadcast => {
+            (&Method::OPTIONS, _) if request.is_preflight() => {
+                preflight(allowed(self.hub.behaviour(room)))
+            }
+            (&Method::OPTIONS, _) => options(allowed(self.hub.behaviour(room))),
+            (&Method::POST, _) if self.hub.behaviour(room) == Behaviour::Broadcast => {
                 let published = self.publish(request, grant, body, room, connection).await?;
                 respond_json(StatusCode::CREATED, whole(published.to_json()))
             }
-            (method, _) => return Err(self.not_allowed(method)),
+            (method, _) => return Err(not_allowed(self.hub.behaviour(room), method)),
         };
         Ok(Answer::Response(response))
-    }
-
-    /// The methods that a room allows.
-    fn allowed(&self) -> &'static str {
-        match self.settings.mode {
-            Mode::Echo => "GET, HEAD, OPTIONS",
-            Mode::Broadcast => "GET, HEAD, POST, OPTIONS",
-        }
-    }
-
-    fn not_allowed(&self, method: &Method) -> Refusal {
-        let reason = match (self.settings.mode, method) {
-            (Mode::Echo, &Method::POST) => {
-                "an echo server has no broadcasts: start it with --mode broadcast"
-            }
-            (Mode::Echo, _) => "use GET",
-            (Mode::Broadcast, _) => "use GET or POST",
-        };
-        Refusal::method(self.allowed(), reason)
     }
 
     /// Joins a room as a WebSocket client (RFC 6455, section 4.2.2).
@@ -207,6 +192,28 @@ impl Routes {
             unknown_protocols: None,
         })))
     }
+}
+
+/// The room whose methods are those of the server.
+const DEFAULT_ROOM: &str = "/";
+
+/// The methods that a room allows.
+fn allowed(behaviour: Behaviour) -> &'static str {
+    match behaviour {
+        Behaviour::Echo => "GET, HEAD, OPTIONS",
+        Behaviour::Broadcast => "GET, HEAD, POST, OPTIONS",
+    }
+}
+
+fn not_allowed(behaviour: Behaviour, method: &Method) -> Refusal {
+    let reason = match (behaviour, method) {
+        (Behaviour::Echo, &Method::POST) => {
+            "an echo server has no broadcasts: start it with --mode broadcast"
+        }
+        (Behaviour::Echo, _) => "use GET",
+        (Behaviour::Broadcast, _) => "use GET or POST",
+    };
+    Refusal::method(allowed(behaviour), reason)
 }
 
 /// The answer to a health check.

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use super::behaviour::Behaviour;
 use super::history::History;
 use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
-use crate::config::{self, Limits, Mode};
+use crate::config::{self, Limits};
 use crate::format::{Batch, Format, Frames};
 use crate::message::MessageId;
 
@@ -20,7 +21,7 @@ use crate::message::MessageId;
 /// messages through its queue.
 #[derive(Debug)]
 pub(crate) struct Room {
-    pub(super) mode: Mode,
+    pub(super) behaviour: Behaviour,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
     pub(super) receipts: Receipts,
@@ -128,7 +129,7 @@ pub(crate) struct Sealed;
 impl Room {
     /// An empty room whose ids begin with `epoch`; `total` counts the bytes of all rooms.
     pub(crate) fn new(
-        mode: Mode,
+        behaviour: Behaviour,
         history: &config::History,
         limits: &Limits,
         epoch: u64,
@@ -140,7 +141,7 @@ impl Room {
         };
         let history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
         Self {
-            mode,
+            behaviour,
             bound,
             log: Mutex::new(Log {
                 epoch,
@@ -157,7 +158,7 @@ impl Room {
         }
     }
 
-    /// Appends messages to the log and, in broadcast mode, to every live queue. Never waits for a client.
+    /// Appends messages to the log and, in a broadcast room, to every live queue. Never waits for a client.
     ///
     /// # Errors
     /// [`Sealed`] after [`seal`](Self::seal); the messages are not appended then.
@@ -198,7 +199,7 @@ impl Room {
         };
         let batch = Arc::new(Batch::new(first, frames));
         let mut queues = 0;
-        if self.mode == Mode::Broadcast {
+        if self.behaviour == Behaviour::Broadcast {
             for (key, member) in &mut log.registry {
                 if member.behind.is_some() {
                     continue;
@@ -255,6 +256,11 @@ impl Room {
         // The only error here is that of a sealed room, which the first poll returns again.
         subscription.read_history(&mut log).ok();
         (subscription, start)
+    }
+
+    /// What it does with a message.
+    pub(crate) fn behaviour(&self) -> Behaviour {
+        self.behaviour
     }
 
     /// Seals the log: no more messages. Its clients drain it, then are closed.
@@ -320,7 +326,7 @@ pub(crate) mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::config::{Config, Size};
+    use crate::config::{Config, Mode, Size};
     use crate::disconnect::Disconnect;
     use crate::format::Chunk;
     use crate::format::Outbox;
@@ -336,7 +342,7 @@ pub(crate) mod tests {
             limits,
             ..
         } = config;
-        Room::new(service.mode, history, limits, epoch, total)
+        Room::new(service.mode.into(), history, limits, epoch, total)
     }
 
     pub(crate) fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {

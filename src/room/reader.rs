@@ -103,7 +103,7 @@ mod tests {
         let config = Config::with(|config| config.service.mode = Mode::Broadcast);
         let total = Arc::<AtomicUsize>::default();
         let room = Room::new(
-            config.service.mode,
+            config.service.mode.into(),
             &config.history,
             &config.limits,
             EPOCH,

@@ -4,10 +4,10 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use super::behaviour::Behaviour;
 use super::log::{Log, Room};
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
-use crate::config::Mode;
 use crate::disconnect::Disconnect;
 use crate::format::{self, Event, Format, Outbox};
 use crate::message::MessageId;
@@ -150,10 +150,10 @@ impl Subscription {
 
     /// Takes the next step of the history; goes live where that reaches the end of the log.
     pub(super) fn read_history(&mut self, log: &mut Log) -> Result<(), Disconnect> {
-        // In echo mode a message after the join is answered to its sender only.
-        let end = match self.room.mode {
-            Mode::Echo => self.joined_at,
-            Mode::Broadcast => log.history.next(),
+        // In an echo room a message after the join is answered to its sender only.
+        let end = match self.room.behaviour {
+            Behaviour::Echo => self.joined_at,
+            Behaviour::Broadcast => log.history.next(),
         };
         let missed = log
             .history
