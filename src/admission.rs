@@ -1,9 +1,13 @@
-//! Admission: which host names a request may be for, and which web pages may send it.
+//! Admission: which host names a request may be for, which web pages may send it, and what its client may do.
+
+mod grant;
 
 use hyper::header::{self, HeaderMap, HeaderValue};
 
 use crate::config::{Access, Host, HostPattern, Origin, OriginPattern};
 use crate::excerpt::excerpt;
+
+pub(crate) use grant::{Forbidden, Grant};
 
 /// The rule for requests that a web page makes a browser send. It keeps out other sites' pages in
 /// honest browsers; any other program can forge the headers.
@@ -13,6 +17,17 @@ pub(crate) struct Admission {
     hosts: Option<Vec<HostPattern>>,
     /// Pages that are allowed beside the server's own. Without any, those of this machine are.
     origins: Vec<OriginPattern>,
+    /// What every admitted client may do.
+    grant: Grant,
+}
+
+/// A request that is admitted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Admitted<'a> {
+    /// Its `Origin`, if it has one.
+    pub(crate) origin: Option<&'a HeaderValue>,
+    /// What its client may do.
+    pub(crate) grant: Grant,
 }
 
 /// Why a request is refused, and the option that would allow it.
@@ -59,14 +74,26 @@ impl Admission {
         Self {
             hosts: is_checked.then_some(hosts),
             origins: access.allow_origin.clone(),
+            grant: Grant::ALL,
         }
     }
 
-    /// Checks a request to `host`; returns its `Origin`, if it has one.
+    /// Checks a request to `host`.
     ///
     /// # Errors
     /// [`Refused`].
     pub(crate) fn check<'a>(
+        &self,
+        headers: &'a HeaderMap,
+        host: Option<&Host>,
+    ) -> Result<Admitted<'a>, Refused> {
+        let grant = self.grant;
+        let origin = self.check_origin(headers, host)?;
+        Ok(Admitted { origin, grant })
+    }
+
+    /// Checks by host and origin; returns the origin, if there is one.
+    fn check_origin<'a>(
         &self,
         headers: &'a HeaderMap,
         host: Option<&Host>,
@@ -110,6 +137,12 @@ impl Admission {
     /// Whether pages without an origin are listed.
     fn lists_null(&self) -> bool {
         self.origins.iter().any(|it| it.matches(&Origin::Null))
+    }
+
+    /// The same rule with this grant for everyone.
+    #[cfg(test)]
+    pub(crate) fn granting(self, grant: Grant) -> Self {
+        Self { grant, ..self }
     }
 
     fn allows_host(&self, host: &Host) -> bool {

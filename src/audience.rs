@@ -29,7 +29,7 @@ impl Audience {
             config.limits.max_queue_bytes = Size::from(isize::MAX as usize);
         });
         let room = Arc::new(Room::new(
-            config.service.mode,
+            config.service.mode.into(),
             &config.history,
             &config.limits,
             Origin {

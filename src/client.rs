@@ -1,22 +1,22 @@
 //! The clients of a room: WebSocket sessions and event streams, one task each.
 
+pub(crate) mod alarm;
 pub(crate) mod budget;
 pub(crate) mod event_stream;
 pub(crate) mod heartbeat;
 pub(crate) mod message_log;
 pub(crate) mod record;
 pub(crate) mod session;
+pub(crate) mod turn;
 pub(crate) mod unfinished;
 mod unplaced;
 pub(crate) mod websocket;
 
-use crate::config::{Config, Mode, Times};
+use crate::config::{Config, Times};
 
 /// The options that concern clients.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// What happens to a message.
-    pub(crate) mode: Mode,
     /// Heartbeats and timeouts.
     pub(crate) times: Times,
     /// Bytes of the largest message.
@@ -28,7 +28,6 @@ pub(crate) struct Settings {
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         Self {
-            mode: config.service.mode,
             times: config.times.clone(),
             max_message_size: config.limits.max_message_size.bytes(),
             log_messages: config.logs.messages,

@@ -77,16 +77,6 @@ pub enum Mode {
     Broadcast,
 }
 
-impl Mode {
-    /// As the command line writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Echo => "echo",
-            Self::Broadcast => "broadcast",
-        }
-    }
-}
-
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

@@ -41,6 +41,9 @@ pub(crate) enum Disconnect {
     /// A message of the client could not be taken, and its format has no event that says so.
     #[error("store unavailable: a message was not taken")]
     Unavailable,
+    /// The client may not do what it did, or may not stay, for this reason.
+    #[error("{0}")]
+    Policy(&'static str),
     /// The client closed the connection without a close frame, as a program that exits does.
     #[error("gone")]
     Gone,
@@ -57,6 +60,7 @@ impl Disconnect {
             Self::Protocol => CloseCode::Protocol,
             Self::NotUtf8 => CloseCode::Invalid,
             Self::TooBig => CloseCode::Size,
+            Self::Policy(_) => CloseCode::Policy,
             Self::NoPong => CloseCode::Error,
             Self::Behind | Self::Stalled | Self::NoSpace | Self::Unfinished | Self::Unavailable => {
                 CloseCode::Again
@@ -121,6 +125,7 @@ mod tests {
         assert_eq!(code(Disconnect::ShuttingDown), Some(1001));
         assert_eq!(code(Disconnect::Protocol), Some(1002));
         assert_eq!(code(Disconnect::NotUtf8), Some(1007));
+        assert_eq!(code(Disconnect::Policy("no right")), Some(1008));
         assert_eq!(code(Disconnect::TooBig), Some(1009));
         assert_eq!(code(Disconnect::NoPong), Some(1011));
         assert_eq!(code(Disconnect::Behind), Some(1013));

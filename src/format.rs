@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub(crate) use batch::{Batch, BatchBuilder, Encoded, Frames};
-pub(crate) use event::Event;
+pub(crate) use event::{ErrorCode, Event};
 pub(crate) use json::JSON_PROTOCOL;
 pub(crate) use plain::Plain;
 
@@ -91,6 +91,28 @@ mod tests {
     use super::testing::{batch, plain};
     use super::*;
     use crate::message::Kind;
+
+    #[test]
+    fn an_error_is_an_event_of_the_json_format_alone() {
+        let render = |retry_after, encoding: Encoding| {
+            let (code, message) = (ErrorCode::Forbidden, 17);
+            let error = Event::Error {
+                code,
+                message,
+                retry_after,
+            };
+            encoding.event(&error)
+        };
+        let frame = render(None, Encoding::Json).unwrap();
+        let expected = br#"{"type":"error","code":"forbidden","message":17}"#;
+        assert_eq!(frame[2..], expected[..]);
+        let frame = render(Some(2.0), Encoding::Json).unwrap();
+        let expected = br#"{"type":"error","code":"forbidden","message":17,"retry_after":2.0}"#;
+        assert_eq!(frame[2..], expected[..]);
+        for encoding in [Encoding::Plain, Encoding::EventStream] {
+            assert_eq!(render(Some(2.0), encoding), None);
+        }
+    }
 
     #[test]
     fn a_batch_is_encoded_once_per_encoding() {

@@ -19,7 +19,7 @@ use crate::config::{Config, History, Limits, Service};
 use crate::format::{Batch, Frames, Plain};
 use crate::message::Unavailable;
 use crate::room::reader::{Part, Reader};
-use crate::room::{Archive, Follow, Origin, Placed, Room, Sealed, Total};
+use crate::room::{Archive, Behaviour, Follow, Origin, Placed, Room, Sealed, Total};
 use crate::store::{Backend, Fed, Feed, Numbered, NumberedBy, Opened, Opening, Store, Ticket};
 use publications::Publications;
 use ranking::{Ranked, Ranking};
@@ -190,7 +190,7 @@ impl Hub {
             }
             let name = Arc::<str>::from(name);
             let entry = Entry {
-                state: self.open(&name),
+                state: self.open(&name, self.behaviour_at_opening()),
                 clients: 0,
                 departed: 0,
             };
@@ -211,14 +211,13 @@ impl Hub {
         Ok((place, entry.state.clone()))
     }
 
-    /// Opens the room `name`.
-    fn open(self: &Arc<Self>, name: &Arc<str>) -> State {
+    /// Opens the room `name` with this behaviour.
+    fn open(self: &Arc<Self>, name: &Arc<str>, behaviour: Behaviour) -> State {
         let archive = self.store.backend().map(|backend| {
             let (backend, name) = (backend.clone(), name.clone());
             Arc::new(Shelf { backend, name }) as Arc<dyn Archive>
         });
-        let (mode, history, limits) =
-            (self.service.mode, self.history.clone(), self.limits.clone());
+        let (history, limits) = (self.history.clone(), self.limits.clone());
         let total = self.total.clone();
         let room = move |Opened { next, tail }| {
             let origin = Origin {
@@ -226,7 +225,7 @@ impl Hub {
                 tail,
                 archive,
             };
-            Arc::new(Room::new(mode, &history, &limits, origin, total))
+            Arc::new(Room::new(behaviour, &history, &limits, origin, total))
         };
         match self.store.open(name) {
             Opening::Now(opened) => State::Open(room(opened)),
@@ -277,6 +276,17 @@ impl Hub {
             State::Open(room) => Some(room.clone()),
             State::Opening(_) => None,
         }
+    }
+
+    /// The behaviour of the room `name`, whether it exists or not.
+    pub(crate) fn behaviour(&self, name: &str) -> Behaviour {
+        let room = self.open_room(name);
+        room.map_or_else(|| self.behaviour_at_opening(), |room| room.behaviour())
+    }
+
+    /// The behaviour that a room is opened with.
+    fn behaviour_at_opening(&self) -> Behaviour {
+        self.service.mode.into()
     }
 
     /// How many messages a room remembers.
@@ -424,6 +434,11 @@ impl RoomGuard {
         &self.place.hub.plain
     }
 
+    /// What the room does with a message.
+    pub(crate) fn behaviour(&self) -> Behaviour {
+        self.room.behaviour()
+    }
+
     /// The name of the room.
     pub(crate) fn name(&self) -> &str {
         &self.place.name
@@ -549,6 +564,40 @@ mod tests {
         });
         change(&mut config);
         Hub::new(&config, Store::memory())
+    }
+
+    impl Hub {
+        /// Opens a room with a behaviour that is not that of `--mode`.
+        pub(crate) fn open_as(self: &Arc<Self>, name: &str, behaviour: Behaviour) {
+            let name = name.into();
+            let entry = Entry {
+                state: self.open(&name, behaviour),
+                clients: 0,
+                departed: 0,
+            };
+            self.rooms.lock().by_name.insert(name, entry);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_room_keeps_the_behaviour_that_it_was_opened_with() {
+        let hub = hub(|_| {});
+        hub.open_as("/echo", Behaviour::Echo);
+        let follow = Follow {
+            encoding: Encoding::Json,
+            ..Follow::default()
+        };
+        for (name, behaviour, mode) in [
+            ("/echo", Behaviour::Echo, r#""mode":"echo""#),
+            ("/", Behaviour::Broadcast, r#""mode":"broadcast""#),
+        ] {
+            assert_eq!(hub.behaviour(name), behaviour);
+            let membership = hub.join(name, follow).await.unwrap();
+            assert_eq!(hub.behaviour(name), behaviour);
+            assert_eq!(membership.room_guard.behaviour(), behaviour);
+            let welcome = membership.greeting().unwrap();
+            assert!(String::from_utf8_lossy(&welcome).contains(mode));
+        }
     }
 
     fn publish(guard: &RoomGuard, text: &str) -> Arc<Batch> {

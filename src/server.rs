@@ -319,17 +319,18 @@ impl Client {
         let Upgraded {
             stream,
             membership,
+            grant,
             protocol,
         } = upgraded;
         let room = membership.room_guard.name();
         let span = info_span!("client", %peer, room = &*excerpt(room.as_bytes()));
         match protocol {
             Protocol::EventStream { head } => {
-                let events = EventStream::new(stream, head, membership, settings, span);
+                let events = EventStream::new(stream, head, membership, grant, settings, span);
                 Self::EventStream(Box::new(events))
             }
             Protocol::WebSocket { ahead } => Self::WebSocket(Session::new(
-                stream, ahead, membership, settings, budget, span,
+                stream, ahead, membership, grant, settings, budget, span,
             )),
         }
     }

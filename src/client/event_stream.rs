@@ -6,15 +6,15 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::OptionFuture;
 use smallvec::smallvec;
 use tokio::select;
-use tokio::time::{Instant, Interval, interval_at, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::Span;
 
+use crate::admission::Grant;
 use crate::client::Settings;
+use crate::client::alarm::Alarm;
 use crate::client::record::ConnectionRecord;
-use crate::config::Time;
 use crate::disconnect::Disconnect;
 use crate::format::{Encoding, Event, Outbox};
 use crate::hub::Membership;
@@ -27,6 +27,7 @@ pub(crate) struct EventStream<S> {
     settings: Arc<Settings>,
     stream: S,
     membership: Membership,
+    grant: Grant,
     /// Chunks to write next.
     outbox: Outbox,
     record: ConnectionRecord,
@@ -44,6 +45,7 @@ impl<S: Transport> EventStream<S> {
         stream: S,
         head: Bytes,
         membership: Membership,
+        grant: Grant,
         settings: Arc<Settings>,
         span: Span,
     ) -> Self {
@@ -51,6 +53,7 @@ impl<S: Transport> EventStream<S> {
             settings,
             stream,
             membership,
+            grant,
             outbox: smallvec![head],
             record: ConnectionRecord::new(span),
         }
@@ -61,12 +64,14 @@ impl<S: Transport> EventStream<S> {
         let Err(why) = self.serve().await;
         self.membership.subscription.leave();
         let why = self.record.why.insert(why);
-        if matches!(why, Disconnect::ShuttingDown) {
-            self.outbox = smallvec![RECONNECT];
-            if self.write().await.is_ok() {
-                let limit = self.settings.times.close_timeout.get();
-                timeout(limit, linger(&mut self.stream)).await.ok();
-            }
+        match why {
+            Disconnect::ShuttingDown => self.outbox = smallvec![RECONNECT],
+            Disconnect::Policy(_) => {}
+            _ => return,
+        }
+        if self.write().await.is_ok() {
+            let limit = self.settings.times.close_timeout.get();
+            timeout(limit, linger(&mut self.stream)).await.ok();
         }
     }
 
@@ -79,19 +84,23 @@ impl<S: Transport> EventStream<S> {
         }
         self.write().await?;
 
-        let pause = self.settings.times.ping_interval;
-        let pause = (!pause.is_zero()).then_some(pause).map(Time::get);
-        let mut heartbeats = pause.map(|pause| interval_at(Instant::now() + pause, pause));
+        let interval = self.settings.times.ping_interval;
+        let next_comment = || (!interval.is_zero()).then(|| Instant::now() + interval.get());
+        let mut comment_due = next_comment();
+        let mut alarm = Alarm::default();
         let mut half_closed = false;
         loop {
+            let due = comment_due.into_iter().chain(self.grant.until).min();
             select! {
                 sent = poll_fn(|cx| self.membership.subscription.poll_next(cx, &mut self.outbox)) => {
                     self.record.sent += sent?;
                     self.write().await?;
                 }
-                Some(_) = OptionFuture::from(heartbeats.as_mut().map(Interval::tick)) => {
+                () = poll_fn(|cx| alarm.poll(due, cx)) => {
+                    self.grant.check_expiry()?;
                     self.outbox.push(COMMENT);
                     self.write().await?;
+                    comment_due = next_comment();
                 }
                 // What the client sends is never read: it has nothing to say. If it has closed, it
                 // answers the comment with a reset; if it has only half-closed, it reads on.
@@ -113,5 +122,55 @@ impl<S: Transport> EventStream<S> {
         write(&mut self.stream, &mut self.outbox, patience).await?;
         self.outbox.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, duplex};
+
+    use super::*;
+    use crate::config::{Config, Time};
+    use crate::hub::Hub;
+    use crate::room::Follow;
+    use crate::store::Store;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_stream_ends_when_its_permission_expires() {
+        for (interval, expected) in [(0, "head"), (10, "head:\n\n:\n\n")] {
+            let interval = Duration::from_secs(interval);
+            let config = Config::with(|config| {
+                config.service.welcome = Some(String::new());
+                config.times.ping_interval = Time::from(interval);
+            });
+            let hub = Hub::new(&config, Store::memory());
+            let follow = Follow {
+                encoding: Encoding::EventStream,
+                ..Follow::default()
+            };
+            let membership = hub.join("/", follow).await.unwrap();
+            let start = Instant::now();
+            let grant = Grant {
+                until: Some(start + Duration::from_secs(25)),
+                ..Grant::ALL
+            };
+            let (mut client, stream) = duplex(1 << 10);
+            let (head, settings) = (Bytes::from("head"), Arc::new(Settings::from(&config)));
+            let span = Span::none();
+            let mut events = EventStream::new(stream, head, membership, grant, settings, span);
+            let events = tokio::spawn(async move { events.run().await });
+            let mut text = String::new();
+            let read = client.read_to_string(&mut text);
+            timeout(Duration::from_secs(1000), read)
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(text, expected);
+            assert_eq!(start.elapsed(), Duration::from_secs(25));
+            drop(client);
+            events.await.unwrap();
+        }
     }
 }

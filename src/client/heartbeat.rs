@@ -1,9 +1,8 @@
 //! When to ping a client and when to close it as dead; no IO, time passed in.
 
-use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::config::Times;
 use crate::message::MessageId;
@@ -52,6 +51,13 @@ pub(crate) fn time_to_read(bytes: u64) -> Duration {
 }
 
 impl Heartbeat {
+    /// The heartbeat of a client that joins now; none where the ping interval is zero.
+    pub(super) fn start(times: &Times) -> Option<Self> {
+        let (interval, timeout) = (times.ping_interval.get(), times.ping_timeout.get());
+        let grace = times.write_timeout.get();
+        (!interval.is_zero()).then(|| Self::new(interval, timeout, grace, Instant::now()))
+    }
+
     /// Starts at `now`; the first ping is due one interval later.
     ///
     /// `grace` replaces `timeout`, where it is longer, for a client under backpressure.
@@ -137,27 +143,6 @@ impl Heartbeat {
     /// How many of `written` bytes the client has not acknowledged.
     pub(crate) fn unread(&self, written: u64) -> u64 {
         written.saturating_sub(self.read)
-    }
-}
-
-/// The heartbeat, and the alarm for its next check.
-#[derive(Debug)]
-pub(super) struct HeartbeatTimer {
-    pub(super) heartbeat: Heartbeat,
-    pub(super) alarm: Pin<Box<Sleep>>,
-}
-
-impl HeartbeatTimer {
-    /// The timer; none where the ping interval is zero.
-    pub(super) fn new(times: &Times) -> Option<Self> {
-        let (interval, timeout) = (times.ping_interval.get(), times.ping_timeout.get());
-        if interval.is_zero() {
-            return None;
-        }
-        let grace = times.write_timeout.get();
-        let heartbeat = Heartbeat::new(interval, timeout, grace, Instant::now());
-        let alarm = Box::pin(sleep_until(heartbeat.due()));
-        Some(Self { heartbeat, alarm })
     }
 }
 

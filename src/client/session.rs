@@ -1,7 +1,7 @@
 //! A session: one WebSocket from the 101 to the close frame.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -9,21 +9,22 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tracing::Span;
 
+use crate::admission::{Forbidden, Grant};
 use crate::client::Settings;
+use crate::client::alarm::Alarm;
 use crate::client::budget::Budget;
-use crate::client::heartbeat::{Beat, HeartbeatTimer};
+use crate::client::heartbeat::{Beat, Heartbeat};
 use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
 use crate::client::unplaced::{Sent, Unplaced};
 use crate::client::websocket::WebSocket;
-use crate::config::Mode;
 use crate::disconnect::Disconnect;
-use crate::format::{BatchBuilder, Event, Frames, Outbox, Plain};
+use crate::format::{BatchBuilder, ErrorCode, Event, Frames, Outbox, Plain};
 use crate::hub::{Membership, Publication, PublishError, RoomGuard};
-use crate::message::{MessageId, Unavailable};
+use crate::message::MessageId;
 use crate::protocol::decoder::Received;
 use crate::protocol::frame;
-use crate::room::{Delivery, Subscription};
+use crate::room::{Behaviour, Delivery, Subscription};
 use crate::transport::Transport;
 
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
@@ -33,9 +34,12 @@ pub(crate) struct Session<S> {
     socket: WebSocket<S>,
     subscription: Subscription,
     room_guard: RoomGuard,
-    heartbeat_timer: Option<Box<HeartbeatTimer>>,
+    grant: Grant,
+    heartbeat: Option<Box<Heartbeat>>,
+    /// For the earliest of all [deadlines](Self::due).
+    alarm: Alarm,
     plain: Arc<Plain>,
-    /// The last message echoed, in echo mode.
+    /// The last message echoed, in an echo room.
     last_echoed: Option<MessageId>,
     /// The newest id from a pong, not yet passed on as an acknowledgement.
     receipt: Option<MessageId>,
@@ -45,8 +49,6 @@ pub(crate) struct Session<S> {
     unplaced: Option<Box<Unplaced>>,
     /// Chunks to write next.
     outbox: Outbox,
-    /// Times to yield to other tasks before the next read.
-    pending_yields: usize,
     record: ConnectionRecord,
 }
 
@@ -57,8 +59,8 @@ enum Pause {
     Write,
     /// Other tasks are due to run.
     Yield,
-    /// The heartbeat is due.
-    Beat,
+    /// A deadline has come.
+    Deadline,
 }
 
 impl<S: Transport> Session<S> {
@@ -68,6 +70,7 @@ impl<S: Transport> Session<S> {
         stream: S,
         ahead: Vec<u8>,
         membership: Membership,
+        grant: Grant,
         settings: Arc<Settings>,
         budget: Arc<Budget>,
         span: Span,
@@ -87,13 +90,14 @@ impl<S: Transport> Session<S> {
             outbox: membership.greeting().into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
-            heartbeat_timer: HeartbeatTimer::new(&settings.times).map(Box::new),
+            grant,
+            heartbeat: Heartbeat::start(&settings.times).map(Box::new),
+            alarm: Alarm::default(),
             plain,
             last_echoed: None,
             receipt,
             batch_builder,
             unplaced: None,
-            pending_yields: 0,
             record,
             settings,
         }
@@ -110,8 +114,8 @@ impl<S: Transport> Session<S> {
         // Before the closing handshake, which may wait for the client.
         self.subscription.leave();
         let why = self.record.why.insert(why);
-        let unread = match &self.heartbeat_timer {
-            Some(timer) => timer.heartbeat.unread(self.socket.written()),
+        let unread = match &self.heartbeat {
+            Some(heartbeat) => heartbeat.unread(self.socket.written()),
             None => self.socket.written(),
         };
         // Boxed: the future of a session should not hold this memory for the whole connection.
@@ -125,15 +129,15 @@ impl<S: Transport> Session<S> {
         loop {
             match poll_fn(|cx| self.poll_turn(cx)).await? {
                 Pause::Write => Box::pin(self.write()).await?,
-                Pause::Beat => Box::pin(self.beat()).await?,
-                Pause::Yield => yield_now().await,
+                Pause::Deadline => Box::pin(self.meet_deadlines()).await?,
+                Pause::Yield => self.socket.turn.end().await,
             }
         }
     }
 
     /// Writes the welcome and publishes the messages read ahead.
     async fn begin(&mut self) -> Result<(), Disconnect> {
-        if self.settings.mode == Mode::Echo {
+        if self.room_guard.behaviour() == Behaviour::Echo {
             self.replay().await?;
         }
         self.write().await?;
@@ -157,20 +161,13 @@ impl<S: Transport> Session<S> {
     /// Publishes messages from the client and writes messages from the room, until neither has more or
     /// a [`Pause`] is due.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pause, Disconnect>> {
-        if let Some(timer) = &mut self.heartbeat_timer
-            && timer.alarm.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Ok(Pause::Beat));
+        if self.alarm.poll(self.due(), cx).is_ready() {
+            return Poll::Ready(Ok(Pause::Deadline));
         }
         // Whether the room has no more messages, and wakes this task for later ones.
         let mut watched = false;
-        for _ in 0..ROUNDS_PER_TURN {
-            // Receivers run before the next read: their queues do not overflow only because a sender is
-            // faster than the scheduler, and the next read brings more at once.
-            if self.pending_yields > 0 {
-                self.pending_yields -= 1;
-                return Poll::Ready(Ok(Pause::Yield));
-            }
+        while !self.socket.turn.is_over() {
+            self.socket.turn.spend_round();
             if self.unplaced.is_some() && self.poll_outcomes(cx)? {
                 return Poll::Ready(Ok(Pause::Write));
             }
@@ -179,9 +176,8 @@ impl<S: Transport> Session<S> {
                 Poll::Ready(()) => self.poll_read(cx)?,
                 Poll::Pending => Poll::Pending,
             };
-            if read.is_ready() {
+            if read == Poll::Ready(true) {
                 self.publish_read()?;
-                self.pending_yields += usize::from(self.socket.end_turn());
                 // Echoes are written at once: the end of the room must not overtake them.
                 if !self.socket.try_write(&mut self.outbox)? {
                     return Poll::Ready(Ok(Pause::Write));
@@ -206,14 +202,15 @@ impl<S: Transport> Session<S> {
                 if self.outbox.capacity() > KEPT_CAPACITY {
                     self.outbox = Outbox::new();
                 }
+                self.socket.turn.renew();
                 return Poll::Pending;
             }
         }
         Poll::Ready(Ok(Pause::Yield))
     }
 
-    /// Reads into the batch builder.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnect>> {
+    /// Reads into the batch builder; returns whether there were messages or pongs.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Disconnect>> {
         let epoch = self.subscription.epoch();
         let sink = received_sink(
             &self.plain,
@@ -247,7 +244,7 @@ impl<S: Transport> Session<S> {
         while let Some(frames) = self.batch_builder.take() {
             queues = self.publish(frames)?;
         }
-        self.pending_yields += queues / TASKS_PER_YIELD;
+        self.socket.turn.owe_yields(queues);
         Ok(())
     }
 
@@ -262,6 +259,11 @@ impl<S: Transport> Session<S> {
         if self.settings.log_messages {
             message_log::received(span, &frames);
         }
+        if !self.grant.may_publish {
+            let why = Forbidden::Publish.into();
+            self.reject(sent, ErrorCode::Forbidden, None, why)?;
+            return Ok(0);
+        }
         match self.room_guard.publish(frames, false) {
             Ok(Publication::Delivered(delivery)) => self.answer(sent, Ok(delivery)),
             Err(error) => self.answer(sent, Err(error)),
@@ -272,7 +274,7 @@ impl<S: Transport> Session<S> {
         }
     }
 
-    /// Answers the client for messages that it sent: with their echo, in echo mode, or with an error
+    /// Answers the client for messages that it sent: with their echo, in an echo room, or with an error
     /// where they are in no log. Returns how many queues they were put into.
     fn answer(
         &mut self,
@@ -284,41 +286,51 @@ impl<S: Transport> Session<S> {
             // The session still drains the log before it ends.
             Err(PublishError::Sealed) => return Ok(0),
             Err(PublishError::Unavailable(why)) => {
-                self.report(sent, why)?;
+                let (code, time) = (ErrorCode::Unavailable, why.retry_after.as_secs_f64());
+                self.reject(sent, code, Some(time), Disconnect::Unavailable)?;
                 return Ok(0);
             }
         };
-        match self.settings.mode {
-            Mode::Echo => {
+        match self.room_guard.behaviour() {
+            Behaviour::Echo => {
                 self.record.sent += batch.len() as u64;
                 self.last_echoed = Some(batch.last_id());
                 let first = batch.positions().start;
                 self.outbox.push(self.subscription.encode(&batch, first));
             }
-            Mode::Broadcast if self.settings.log_messages => {
+            Behaviour::Broadcast if self.settings.log_messages => {
                 message_log::broadcasting(&self.record.span, batch.frames());
             }
-            Mode::Broadcast => {}
+            Behaviour::Broadcast => {}
         }
         Ok(queues)
     }
 
-    /// Reports to the client that its messages are in no log.
+    /// Reports that messages of the client are in no log.
     ///
     /// # Errors
-    /// [`Disconnect::Unavailable`] where its format has no event for that.
-    fn report(&mut self, sent: Sent, why: Unavailable) -> Result<(), Disconnect> {
+    /// `why`, where the format of the client has no event for that.
+    fn reject(
+        &mut self,
+        sent: Sent,
+        code: ErrorCode,
+        retry_after: Option<f64>,
+        why: Disconnect,
+    ) -> Result<(), Disconnect> {
         let encoding = self.subscription.encoding();
-        for message in sent.first..sent.first + sent.count {
-            let error = Event::Error {
-                code: "unavailable",
+        let errors = (sent.first..sent.first + sent.count).map_while(|message| {
+            encoding.event(&Event::Error {
+                code,
                 message,
-                retry_after: Some(why.retry_after.as_secs_f64()),
-            };
-            let error = encoding.event(&error).ok_or(Disconnect::Unavailable)?;
-            self.outbox.push(error);
+                retry_after,
+            })
+        });
+        let before = self.outbox.len();
+        self.outbox.extend(errors);
+        match self.outbox.len() > before {
+            true => Ok(()),
+            false => Err(why),
         }
-        Ok(())
     }
 
     /// Answers for the publications that the store has placed or refused; returns whether the answers
@@ -328,7 +340,7 @@ impl<S: Transport> Session<S> {
             && let Poll::Ready((sent, outcome)) = unplaced.poll_outcome(cx)
         {
             let queues = self.answer(sent, outcome)?;
-            self.pending_yields += queues / TASKS_PER_YIELD;
+            self.socket.turn.owe_yields(queues);
         }
         Ok(!self.socket.try_write(&mut self.outbox)?)
     }
@@ -348,34 +360,43 @@ impl<S: Transport> Session<S> {
     /// Writes the whole outbox, and waits for the socket where necessary.
     async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
-        if waited && let Some(timer) = &mut self.heartbeat_timer {
+        if waited && let Some(heartbeat) = &mut self.heartbeat {
             let written = self.socket.written();
-            timer.heartbeat.wrote_after_wait(Instant::now(), written);
+            heartbeat.wrote_after_wait(Instant::now(), written);
         }
         Ok(())
     }
 
-    /// Checks the heartbeat, and sets the alarm for its next check.
+    /// The earliest deadline, if there is any.
+    fn due(&self) -> Option<Instant> {
+        let beat = self.heartbeat.as_ref().map(|it| it.due());
+        beat.into_iter().chain(self.grant.until).min()
+    }
+
+    /// Does what the deadlines that have come require.
+    async fn meet_deadlines(&mut self) -> Result<(), Disconnect> {
+        self.grant.check_expiry()?;
+        self.beat().await
+    }
+
+    /// Checks the heartbeat.
     async fn beat(&mut self) -> Result<(), Disconnect> {
         self.note_received();
-        let Some(timer) = &mut self.heartbeat_timer else {
+        let Some(heartbeat) = &mut self.heartbeat else {
             return Ok(());
         };
-        match timer.heartbeat.check(Instant::now()) {
+        match heartbeat.check(Instant::now()) {
             Beat::Wait => {}
             Beat::Ping => {
                 let last = self.push_ping();
                 self.write().await?;
-                if let Some(timer) = &mut self.heartbeat_timer {
+                if let Some(heartbeat) = &mut self.heartbeat {
                     let written = self.socket.written();
-                    timer.heartbeat.pinged(Instant::now(), written, last);
+                    heartbeat.pinged(Instant::now(), written, last);
                 }
             }
             Beat::GiveUp if self.unplaced.is_some() => self.socket.pause_reads(),
             Beat::GiveUp => self.read_before_giving_up().await?,
-        }
-        if let Some(timer) = &mut self.heartbeat_timer {
-            timer.alarm.as_mut().reset(timer.heartbeat.due());
         }
         Ok(())
     }
@@ -397,8 +418,8 @@ impl<S: Transport> Session<S> {
             return;
         };
         self.subscription.acknowledge(id);
-        if let Some(timer) = &mut self.heartbeat_timer {
-            timer.heartbeat.acknowledged(id);
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.acknowledged(id);
         }
     }
 
@@ -407,8 +428,7 @@ impl<S: Transport> Session<S> {
         // The runtime polls the sockets meanwhile.
         yield_now().await;
         let read = poll_fn(|cx| Poll::Ready(self.poll_read(cx)));
-        if let Poll::Ready(read) = read.await {
-            read?;
+        if read.await? == Poll::Ready(true) {
             self.publish_read()?;
             return self.write().await;
         }
@@ -422,8 +442,8 @@ impl<S: Transport> Session<S> {
     /// Passes on to the heartbeat whether bytes were received, and returns it.
     fn note_received(&mut self) -> bool {
         let has_received = self.socket.take_received();
-        if has_received && let Some(timer) = &mut self.heartbeat_timer {
-            timer.heartbeat.received();
+        if has_received && let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.received();
         }
         has_received
     }
@@ -446,13 +466,6 @@ fn received_sink(
     }
 }
 
-/// Queues for one yield: about as many tasks as the runtime runs before a yielded task runs again.
-const TASKS_PER_YIELD: usize = 61;
-
-/// Reads and writes in one turn. Without a bound, a session whose client and room never pause starves
-/// the other tasks of its thread.
-const ROUNDS_PER_TURN: usize = 64;
-
 /// A list that grew beyond this in a burst is freed, so that idle clients stay small.
 const KEPT_CAPACITY: usize = 16;
 
@@ -462,10 +475,13 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::task::JoinHandle;
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::client::turn::ROUNDS;
     use crate::client::websocket::tests::Stub;
-    use crate::config::{Config, Time};
+    use crate::config::{Config, Mode, Time};
+    use crate::format::Encoding;
     use crate::hub::Hub;
     use crate::message::Kind;
     use crate::protocol::frame::Header;
@@ -502,11 +518,32 @@ mod tests {
     impl Peer {
         /// A session in the default room, whose socket buffers `window` bytes.
         async fn join(hub: &Arc<Hub>, settings: &Arc<Settings>, window: usize) -> Self {
+            Self::granted(hub, settings, window, Encoding::Plain, Grant::ALL).await
+        }
+
+        async fn granted(
+            hub: &Arc<Hub>,
+            settings: &Arc<Settings>,
+            window: usize,
+            encoding: Encoding,
+            grant: Grant,
+        ) -> Self {
             let (stream, theirs) = duplex(window);
-            let membership = hub.join("/", Follow::default()).await.unwrap();
+            let follow = Follow {
+                encoding,
+                ..Follow::default()
+            };
+            let membership = hub.join("/", follow).await.unwrap();
             let (ahead, span) = (Vec::new(), Span::none());
-            let mut session =
-                Session::new(theirs, ahead, membership, settings.clone(), budget(), span);
+            let mut session = Session::new(
+                theirs,
+                ahead,
+                membership,
+                grant,
+                settings.clone(),
+                budget(),
+                span,
+            );
             Self {
                 stream,
                 session: tokio::spawn(async move { session.run().await }),
@@ -587,6 +624,7 @@ mod tests {
             endless,
             Vec::new(),
             membership,
+            Grant::ALL,
             settings,
             budget(),
             Span::none(),
@@ -601,10 +639,33 @@ mod tests {
                 }
             })
         };
-        assert_eq!(published().await.unwrap(), ROUNDS_PER_TURN as u64);
+        assert_eq!(published().await.unwrap(), ROUNDS as u64);
         // The session runs again.
         yield_now().await;
-        assert!(published().await.unwrap() > ROUNDS_PER_TURN as u64);
+        assert!(published().await.unwrap() > ROUNDS as u64);
+        session.abort();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_pauses_and_sends_no_message_does_not_starve_others() {
+        let (hub, settings) = hub(|_| {});
+        let membership = hub.join("/", Follow::default()).await.unwrap();
+        let mut endless = Stub::new(b"\x89\x82\0\0\0\0hi");
+        endless.repeats = true;
+        let (ahead, span) = (Vec::new(), Span::none());
+        let mut session = Session::new(
+            endless,
+            ahead,
+            membership,
+            Grant::ALL,
+            settings,
+            budget(),
+            span,
+        );
+        let session = tokio::spawn(async move { session.run().await });
+        for _ in 0..3 {
+            yield_now().await;
+        }
         session.abort();
     }
 
@@ -648,6 +709,84 @@ mod tests {
         tokio::time::sleep(secs(1000)).await;
         peer.stream.write_all(&text("still here")).await.unwrap();
         assert_eq!(peer.frame().await, (0x81, b"still here".to_vec()));
+    }
+
+    /// A grant that expires so many seconds from now.
+    fn expires_in(seconds: u64) -> Grant {
+        let until = Some(Instant::now() + secs(seconds));
+        Grant {
+            until,
+            ..Grant::ALL
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_closed_when_its_permission_expires_also_without_heartbeats() {
+        let (hub, settings) = hub(|config| config.times.ping_interval = Time::from(Duration::ZERO));
+        let grant = expires_in(60);
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Encoding::Plain, grant).await;
+        let closed = timeout(secs(1000), peer.frame()).await;
+        let reason = b"\x03\xf0the permission has expired".to_vec();
+        assert_eq!(closed.unwrap(), (CLOSE, reason));
+        assert_eq!(peer.elapsed(), secs(60));
+        assert_eq!(peer.end().await, secs(60 + 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_of_two_deadlines_comes_first() {
+        let (hub, settings) = hub(|_| {});
+        let grant = expires_in(14);
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Encoding::Json, grant).await;
+        let (_, welcome) = peer.frame().await;
+        assert!(welcome.starts_with(b"{\"type\":\"welcome\""));
+        assert_eq!(peer.frame().await.0, PING);
+        assert_eq!(peer.elapsed(), secs(10));
+        // Without an answer to the ping, which is due a second later.
+        peer.expect_close(1008).await;
+        assert_eq!(peer.elapsed(), secs(14));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plain_client_that_may_not_publish_and_does_is_closed_with_1008() {
+        let (hub, settings) = hub(|_| {});
+        let mut reader = Peer::join(&hub, &settings, 1 << 20).await;
+        let grant = Grant {
+            may_publish: false,
+            ..Grant::ALL
+        };
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Encoding::Plain, grant).await;
+        publish(&hub, 1, 5).await;
+        assert_eq!(peer.frame().await.1, [7; 5]);
+        peer.stream.write_all(&text("hi")).await.unwrap();
+        let (first, payload) = peer.frame().await;
+        assert_eq!(first, CLOSE);
+        assert_eq!(payload, b"\x03\xf0publishing is not permitted");
+        publish(&hub, 1, 3).await;
+        assert_eq!(reader.frame().await.1, [7; 5]);
+        assert_eq!(reader.frame().await.1, [7; 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_json_client_that_may_not_publish_learns_which_messages_were_not_taken() {
+        let (hub, settings) = hub(|config| config.service.mode = Mode::Echo);
+        let grant = Grant {
+            may_publish: false,
+            ..Grant::ALL
+        };
+        let mut peer = Peer::granted(&hub, &settings, 1 << 20, Encoding::Json, grant).await;
+        peer.frame().await;
+        for numbers in [1..=1, 2..=4] {
+            let messages = text("hi").repeat(numbers.clone().count());
+            peer.stream.write_all(&messages).await.unwrap();
+            for number in numbers {
+                let expected =
+                    format!(r#"{{"type":"error","code":"forbidden","message":{number}}}"#);
+                assert_eq!(peer.frame().await, (0x81, expected.into_bytes()));
+            }
+        }
+        let mut reader = hub.read("/", Part::Last, 1).await.unwrap();
+        assert!(reader.next().await.is_none());
+        assert!(!peer.session.is_finished());
     }
 
     #[tokio::test(start_paused = true)]
@@ -888,6 +1027,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_echo_room_echoes_beside_broadcast_rooms() {
+        let (hub, settings) = hub(|_| {});
+        hub.open_as("/", Behaviour::Echo);
+        let mut sender = Peer::join(&hub, &settings, 1 << 20).await;
+        let mut other = Peer::join(&hub, &settings, 1 << 20).await;
+        sender.stream.write_all(&text("mine")).await.unwrap();
+        assert_eq!(sender.frame().await.1, b"mine");
+        other.stream.write_all(&text("yours")).await.unwrap();
+        assert_eq!(other.frame().await.1, b"yours");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_idle_client_costs_little() {
         let (hub, settings) = hub(|_| {});
         let (_peer, theirs) = duplex(64);
@@ -896,6 +1047,7 @@ mod tests {
             theirs,
             Vec::new(),
             membership,
+            Grant::ALL,
             settings,
             budget(),
             Span::none(),

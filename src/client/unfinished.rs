@@ -1,10 +1,10 @@
 //! A message that is incomplete: counted, waited for, and given up.
 
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::budget::Share;
 use super::websocket::WebSocket;
 use crate::disconnect::Disconnect;
@@ -21,17 +21,17 @@ pub(super) struct Progress {
     pub(super) since: Instant,
     /// When reads paused, as for want of space in `--max-incoming`.
     pub(super) paused: Option<Instant>,
-    pub(super) alarm: Pin<Box<Sleep>>,
+    pub(super) alarm: Alarm,
 }
 
 impl Progress {
-    fn new(now: Instant, due: Instant) -> Self {
+    fn new(now: Instant) -> Self {
         Self {
             share: None,
             held: 0,
             since: now,
             paused: None,
-            alarm: Box::pin(sleep_until(due)),
+            alarm: Alarm::default(),
         }
     }
 }
@@ -83,10 +83,9 @@ impl<S: Transport> WebSocket<S> {
             return None;
         }
         let now = Instant::now();
-        let progress = self.unfinished.get_or_insert_with(|| {
-            let due = now + self.settings.times.write_timeout.get();
-            Box::new(Progress::new(now, due))
-        });
+        let progress = self
+            .unfinished
+            .get_or_insert_with(|| Box::new(Progress::new(now)));
         if progress.held != held || anew {
             (progress.held, progress.since) = (held, now);
         }
@@ -110,15 +109,8 @@ impl<S: Transport> WebSocket<S> {
         let Some(progress) = &mut self.unfinished else {
             return Poll::Pending;
         };
-        // Resetting the alarm only when it fires saves that work for each read.
-        while progress.alarm.as_mut().poll(cx).is_ready() {
-            let due = progress.since + patience;
-            if due <= Instant::now() {
-                return Poll::Ready(Err(self.drop_unfinished(Disconnect::Unfinished)));
-            }
-            progress.alarm.as_mut().reset(due);
-        }
-        Poll::Pending
+        ready!(progress.alarm.poll(Some(progress.since + patience), cx));
+        Poll::Ready(Err(self.drop_unfinished(Disconnect::Unfinished)))
     }
 
     /// Drops the unfinished message; nothing more is decoded.

@@ -9,11 +9,12 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::ReadBuf;
 use tokio::select;
-use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use super::budget::Budget;
 use super::heartbeat::time_to_read;
+use super::turn::READ_OF_LARGE_MESSAGES;
+use super::turn::Turn;
 use super::unfinished::{COUNTED_FROM, Progress};
 use crate::client::Settings;
 use crate::disconnect::Disconnect;
@@ -27,15 +28,6 @@ use crate::transport::write::{linger, try_flush, try_write, write};
 /// Unread bytes ahead of a close frame for which the closing handshake waits, at most.
 const UNREAD_MAX: u64 = 1 << 20;
 
-/// Average bytes of a message from which on reads are large.
-const LARGE_MESSAGE: usize = 1024;
-
-/// The most bytes of one read while messages are large, as these are cheap by the byte. So many bytes
-/// of small messages would occupy the thread too long.
-const READ_OF_LARGE_MESSAGES: usize = 512 * 1024;
-/// The same while messages are small.
-const READ_OF_SMALL_MESSAGES: usize = 32 * 1024;
-
 // An incomplete frame and the read behind it share the buffer.
 const _: () = assert!(PARTIAL_MAX + READ_OF_LARGE_MESSAGES <= BUFFER);
 
@@ -44,10 +36,8 @@ const _: () = assert!(PARTIAL_MAX + READ_OF_LARGE_MESSAGES <= BUFFER);
 pub(crate) struct WebSocket<S> {
     pub(super) stream: S,
     pub(super) decoder: Decoder,
-    /// The most bytes of the next read.
-    pub(super) read_size: usize,
-    /// Bytes read since the socket last had none, or since the last yield.
-    pub(super) bytes_this_turn: usize,
+    /// What was done since the task last waited or yielded.
+    pub(super) turn: Turn,
     /// Whether bytes were received since the last [`take_received`](Self::take_received).
     pub(super) has_received: bool,
     /// A partial write, maybe within a frame, or one that is not flushed; only its rest may follow.
@@ -66,8 +56,7 @@ impl<S: Transport> WebSocket<S> {
         Self {
             stream,
             decoder: Decoder::new(settings.max_message_size),
-            read_size: READ_OF_SMALL_MESSAGES,
-            bytes_this_turn: 0,
+            turn: Turn::default(),
             has_received: false,
             write_pending: false,
             written: 0,
@@ -82,7 +71,8 @@ impl<S: Transport> WebSocket<S> {
         self.decoder.decode(&mut ahead, &mut sink);
     }
 
-    /// Decodes the next read with messages or pongs into `sink`.
+    /// Decodes the next read with messages or pongs into `sink`; returns whether there are any, as there may
+    /// be none at the end of a [`Turn`], which the caller has to check before.
     ///
     /// # Errors
     /// Why reading ended, after all messages before that were decoded.
@@ -90,19 +80,18 @@ impl<S: Transport> WebSocket<S> {
         &mut self,
         cx: &mut Context<'_>,
         mut sink: impl FnMut(Received<'_>),
-    ) -> Poll<Result<(), Disconnect>> {
+    ) -> Poll<Result<bool, Disconnect>> {
         self.flush(cx);
         // Most wakes come from the room and leave nothing to read: register for readiness only.
         if self.decoder.is_idle() && self.stream.poll_readable(cx).is_pending() {
-            self.bytes_this_turn = 0;
             self.unfinished = None;
             return Poll::Pending;
         }
         if self.unfinished.is_some() {
             ready!(self.poll_budget(cx))?;
         }
-        while !self.is_turn_over() {
-            let (mut messages, mut pongs, before) = (0, 0, self.bytes_this_turn);
+        loop {
+            let (mut messages, mut pongs) = (0, 0);
             let read = self.poll_decode(cx, &mut |received| {
                 match received {
                     Received::Message(..) => messages += 1,
@@ -111,56 +100,53 @@ impl<S: Transport> WebSocket<S> {
                 sink(received);
             });
             self.answer(cx);
-            if self.bytes_this_turn > before {
-                // The next messages are probably of the same size.
-                self.read_size = match self.bytes_this_turn - before >= messages * LARGE_MESSAGE {
-                    true => READ_OF_LARGE_MESSAGES,
-                    false => READ_OF_SMALL_MESSAGES,
-                };
+            if let Poll::Ready(bytes @ 1..) = read {
+                self.turn.spend_bytes(bytes, messages);
             }
             if messages + pongs > 0 {
                 if !self.decoder.is_idle() || self.unfinished.is_some() {
                     self.count_unfinished(COUNTED_FROM, messages > 0);
                 }
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(true));
             }
             if let Some(why) = self.decoder.take_end() {
                 return Poll::Ready(Err(why));
             }
             if read.is_pending() {
-                self.bytes_this_turn = 0;
-                return self.poll_unfinished(cx);
+                return self.poll_unfinished(cx).map_ok(|()| false);
+            }
+            if self.turn.is_over() {
+                return match self.poll_unfinished(cx) {
+                    Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
+                    _ => Poll::Ready(Ok(false)),
+                };
             }
         }
-        self.bytes_this_turn = 0;
-        cx.waker().wake_by_ref();
-        self.poll_unfinished(cx)
     }
 
-    /// Reads once from the stream, and decodes the bytes.
+    /// Reads once from the stream, and decodes the bytes; returns how many were received.
     fn poll_decode(
         &mut self,
         cx: &mut Context<'_>,
         sink: &mut impl FnMut(Received<'_>),
-    ) -> Poll<()> {
+    ) -> Poll<usize> {
         if self.decoder.has_ended() {
-            return Poll::Ready(());
+            return Poll::Ready(0);
         }
         with_buffer(|buffer| {
             let kept = self.decoder.kept();
-            let mut read = ReadBuf::new(&mut buffer[..kept.len() + self.read_size]);
+            let mut read = ReadBuf::new(&mut buffer[..kept.len() + self.turn.read_size()]);
             read.put_slice(kept);
             let before = read.filled().len();
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
-                Ok(()) if read.filled().len() > before => {
-                    self.has_received = true;
-                    self.bytes_this_turn += read.filled().len() - before;
-                }
+            let outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read));
+            let bytes = read.filled().len() - before;
+            match outcome {
+                Ok(()) if bytes > 0 => self.has_received = true,
                 Ok(()) => self.decoder.end(Disconnect::Gone),
                 Err(error) => self.decoder.end(Disconnect::from_io(error)),
             }
             self.decoder.decode(read.filled_mut(), sink);
-            Poll::Ready(())
+            Poll::Ready(bytes)
         })
     }
 
@@ -187,22 +173,6 @@ impl<S: Transport> WebSocket<S> {
         if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
             self.decoder.end(Disconnect::from_io(error));
         }
-    }
-
-    /// Starts a new turn if enough was read without a pause; returns whether the task must yield before
-    /// the next read.
-    pub(crate) fn end_turn(&mut self) -> bool {
-        let over = self.is_turn_over();
-        if over {
-            self.bytes_this_turn = 0;
-        }
-        over
-    }
-
-    /// Whether a full read was done without a pause: without this bound a client that never pauses
-    /// starves the other tasks of its thread.
-    fn is_turn_over(&self) -> bool {
-        self.bytes_this_turn >= self.read_size
     }
 
     /// Bytes written to the client so far.
@@ -315,9 +285,7 @@ impl<S: Transport> WebSocket<S> {
             return linger(&mut self.stream).await;
         }
         while poll_fn(|cx| self.poll_read(cx, |_| {})).await.is_ok() {
-            if self.end_turn() {
-                yield_now().await;
-            }
+            self.turn.end().await;
         }
     }
 }
@@ -332,6 +300,7 @@ pub(crate) mod tests {
     use bytes::Bytes;
     use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
     use tokio::net::TcpStream;
+    use tokio::task::yield_now;
 
     use super::*;
     use crate::config::Config;

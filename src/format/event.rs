@@ -40,21 +40,31 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         binary: Option<String>,
     },
-    /// A message of this client is in no log.
-    Error {
-        /// Why: `unavailable` where the store cannot take it.
-        code: &'static str,
-        /// Which one, counted from 1 in its connection.
-        message: u64,
-        /// When it may be worth another try, in seconds.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        retry_after: Option<f64>,
-    },
     /// Messages are missing here.
     Gap {
         /// How many; `None` if that is not known.
         missed: Option<u64>,
     },
+    /// A message of the client was not taken.
+    Error {
+        /// Why.
+        code: ErrorCode,
+        /// Which: the first that its connection sent is 1.
+        message: u64,
+        /// After how many seconds it may be taken, where it makes sense to send it again.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after: Option<f64>,
+    },
+}
+
+/// Why a message of a client was not taken.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ErrorCode {
+    /// The client may not publish.
+    Forbidden,
+    /// The store cannot take it.
+    Unavailable,
 }
 
 /// The messages of `batch`, in order.

@@ -10,8 +10,8 @@ pub(super) fn append(event: &Event<'_>, stream: &mut Vec<u8>) {
         stream.push(b'\n');
     };
     match event {
-        // An event stream sends nothing.
-        Event::Error { .. } | Event::Welcome { text: "", .. } => return,
+        // Who follows an event stream sends nothing that could fail.
+        Event::Welcome { text: "", .. } | Event::Error { .. } => return,
         Event::Welcome { text, .. } => sse_lines(text).for_each(|text| line(": ", text)),
         Event::Message {
             id, text, binary, ..

@@ -26,6 +26,7 @@ use super::refusal::Refusal;
 use super::refusal_log::RefusalLog;
 use super::routes::Routes;
 use super::socket::Socket;
+use crate::admission::Grant;
 use crate::config::Times;
 use crate::hub::Membership;
 use crate::transport::write::linger;
@@ -50,6 +51,8 @@ pub(crate) struct Upgraded<S> {
     pub(crate) membership: Membership,
     /// What follows on the stream.
     pub(crate) protocol: Protocol,
+    /// What the client may do.
+    pub(crate) grant: Grant,
 }
 
 /// What a connection has been upgraded to.
@@ -144,19 +147,22 @@ impl Http {
         let parts = connection.into_parts();
         let Socket { mut stream, .. } = parts.io.into_inner();
         if let Some(joined) = link.take_joined() {
-            let (membership, protocol) = match *joined {
-                Joined::WebSocket(membership) => {
-                    let ahead = parts.read_buf.to_vec();
-                    (membership, Protocol::WebSocket { ahead })
-                }
-                Joined::EventStream { head, membership } => {
-                    (membership, Protocol::EventStream { head })
-                }
+            let Joined {
+                membership,
+                grant,
+                head,
+            } = *joined;
+            let protocol = match head {
+                None => Protocol::WebSocket {
+                    ahead: parts.read_buf.to_vec(),
+                },
+                Some(head) => Protocol::EventStream { head },
             };
             return Some(Upgraded {
                 stream,
                 membership,
                 protocol,
+                grant,
             });
         }
         let refusal = match ended {
@@ -233,7 +239,8 @@ mod tests {
     use crate::client::session::Session;
     use crate::config::{Config, Mode};
     use crate::hub::Hub;
-    use crate::room::Follow;
+    use crate::room::reader::{Part, Piece};
+    use crate::room::{Behaviour, Follow};
     use crate::store::Store;
     use crate::transport::Stream;
     use crate::transport::doubles::{Buffered, tcp_pair};
@@ -250,6 +257,11 @@ mod tests {
 
     impl Server {
         fn new() -> Self {
+            Self::with(Grant::ALL)
+        }
+
+        /// With this grant for each client.
+        fn with(grant: Grant) -> Self {
             let config = Config::with(|config| config.service.mode = Mode::Broadcast);
             let settings = Arc::new(Settings::from(&config));
             let hub = Hub::new(&config, Store::memory());
@@ -258,7 +270,7 @@ mod tests {
                 settings.clone(),
                 hub.clone(),
                 budget.clone(),
-                Admission::new(&config.access, "localhost", false),
+                Admission::new(&config.access, "localhost", false).granting(grant),
                 CancellationToken::new(),
             );
             Self {
@@ -279,8 +291,15 @@ mod tests {
                         panic!("no WebSocket");
                     };
                     let span = Span::none();
-                    let mut session =
-                        Session::new(it.stream, ahead, it.membership, settings, budget, span);
+                    let mut session = Session::new(
+                        it.stream,
+                        ahead,
+                        it.membership,
+                        it.grant,
+                        settings,
+                        budget,
+                        span,
+                    );
                     session.run().await;
                 }
             })
@@ -387,6 +406,102 @@ mod tests {
                 .unwrap()
                 .unwrap();
             assert_eq!(start.elapsed(), server.settings.times.write_timeout.get());
+        }
+    }
+
+    /// A broadcast hub, and the HTTP of its server, with this grant for each client.
+    fn http(grant: Grant) -> (Http, Arc<Hub>) {
+        let server = Server::with(grant);
+        (server.http, server.hub)
+    }
+
+    #[tokio::test]
+    async fn the_receivers_of_a_post_run_before_the_next_one_is_read() {
+        let (http, hub) = http(Grant::ALL);
+        let mut receivers = Vec::new();
+        for _ in 0..100 {
+            receivers.push(hub.join("/", Follow::default()).await.unwrap());
+        }
+        let (mut client, server) = duplex(1 << 16);
+        let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
+        client.write_all(post.repeat(2).as_bytes()).await.unwrap();
+        let served = tokio::spawn(http.serve(server, PEER, None));
+        let published = tokio::spawn(async move {
+            match hub.read("/", Part::Last, 1).await.unwrap().next().await {
+                Some(Piece::Messages(_, positions)) => positions.start,
+                _ => 0,
+            }
+        });
+        assert_eq!(published.await.unwrap(), 1);
+        served.abort();
+    }
+
+    /// The status of the answer to a request of a client with this grant.
+    async fn status(grant: Grant, line: &str, fields: &str) -> String {
+        let (http, hub) = http(grant);
+        hub.open_as("/echo", Behaviour::Echo);
+        let (mut client, server) = duplex(1 << 16);
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let served = tokio::spawn(async move { drop(http.serve(server, PEER, None).await) });
+        let mut answer = [0; 12];
+        let read = client.read_exact(&mut answer);
+        let status = match timeout(Duration::from_secs(10), read).await.unwrap() {
+            Ok(_) => String::from_utf8_lossy(&answer[9..]).into_owned(),
+            // The event stream writes its own answer.
+            Err(_) => "joined".into(),
+        };
+        served.abort();
+        status
+    }
+
+    #[tokio::test]
+    async fn a_room_and_not_the_server_says_whether_it_takes_a_post() {
+        for (line, expected) in [("POST /", "201"), ("POST /echo", "405")] {
+            let answer = status(Grant::ALL, line, "Content-Length: 0\r\n").await;
+            assert_eq!(answer, expected, "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_without_the_right_is_answered_403() {
+        const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        const EVENTS: &str = "Accept: text/event-stream\r\n";
+        let reader = Grant {
+            may_publish: false,
+            ..Grant::ALL
+        };
+        let publisher = Grant {
+            may_read: false,
+            ..Grant::ALL
+        };
+        let expired = Grant {
+            until: Some(Instant::now()),
+            ..Grant::ALL
+        };
+        for (line, fields, by_reader, by_publisher) in [
+            ("GET /", UPGRADE, "101", "403"),
+            ("GET /", EVENTS, "joined", "403"),
+            ("HEAD /", EVENTS, "200", "403"),
+            ("GET /?history", "", "200", "403"),
+            ("HEAD /?history", "", "200", "403"),
+            ("POST /", "Content-Length: 0\r\n", "403", "201"),
+        ] {
+            assert_eq!(status(reader, line, fields).await, by_reader, "{line}");
+            assert_eq!(
+                status(publisher, line, fields).await,
+                by_publisher,
+                "{line}"
+            );
+            assert_eq!(status(expired, line, fields).await, "403", "{line}");
+        }
+        for (line, expected) in [
+            ("GET /", "200"),
+            ("OPTIONS /", "204"),
+            ("GET /livez", "200"),
+        ] {
+            assert_eq!(status(Grant::NONE, line, "").await, expected, "{line}");
         }
     }
 

@@ -55,10 +55,10 @@ impl Exchange {
         let path = head.uri.path().to_owned();
         let request = Request::new(head, &body);
         let (cors, answer) = match self.routes.admit(&request) {
-            Ok(cors) => {
-                let answer = self
-                    .routes
-                    .answer(&request, body, self.has_permit, &self.link);
+            Ok((cors, grant)) => {
+                let answer =
+                    self.routes
+                        .answer(&request, &grant, body, self.has_permit, &self.link);
                 (cors, answer.await)
             }
             Err(refusal) => (Cors::default(), Err(refusal)),
@@ -84,13 +84,19 @@ impl Exchange {
         let Join {
             mut response,
             membership,
+            grant,
             unknown_protocols,
         } = join;
         cors.add_to(&mut response);
         if let Some(protocols) = unknown_protocols {
             info!(peer = %self.peer, "unknown subprotocols are ignored: {protocols:?}");
         }
-        self.link.join(Joined::WebSocket(membership));
+        let head = None;
+        self.link.join(Joined {
+            membership,
+            grant,
+            head,
+        });
         response
     }
 
@@ -99,12 +105,17 @@ impl Exchange {
         let Join {
             mut response,
             membership,
+            grant,
             ..
         } = join;
         cors.add_to(&mut response);
         // hyper has written all earlier answers: it calls for the next one only then.
-        let head = head_of(&response).into();
-        self.link.join(Joined::EventStream { head, membership });
+        let head = Some(head_of(&response).into());
+        self.link.join(Joined {
+            membership,
+            grant,
+            head,
+        });
         HandedOver
     }
 }

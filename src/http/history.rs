@@ -14,6 +14,7 @@ use super::refusal::Refusal;
 use super::request::Request;
 use super::response::{Body, respond_json};
 use super::routes::Routes;
+use crate::admission::Grant;
 use crate::format::{Encoding, Event, json};
 use crate::room::RoomName;
 use crate::room::reader::{Part, Piece, Reader};
@@ -30,8 +31,10 @@ impl Routes {
     pub(super) async fn history(
         &self,
         request: &Request,
+        grant: &Grant,
         room: &RoomName,
     ) -> Result<Response<Body>, Refusal> {
+        grant.check_read()?;
         let part = match (request.since()?, request.query.id("before")?) {
             (None, None) => Part::Last,
             (Some(id), None) => Part::Since(id),

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::idle::{IdleConnections, IdleEntry};
+use crate::admission::Grant;
 use crate::hub::Membership;
 
 /// What the stream below hyper and the answers above it know of each other. All of them run in the task
@@ -32,11 +33,11 @@ pub(super) struct Link {
 
 /// A client that has joined a room: the connection is its own from here on.
 #[derive(Debug)]
-pub(super) enum Joined {
-    /// Behind the 101, which hyper has written.
-    WebSocket(Membership),
-    /// Before the head of its answer.
-    EventStream { head: Bytes, membership: Membership },
+pub(super) struct Joined {
+    pub(super) membership: Membership,
+    pub(super) grant: Grant,
+    /// The head of the answer of an event stream, which hyper does not write.
+    pub(super) head: Option<Bytes>,
 }
 
 /// How far a connection is.

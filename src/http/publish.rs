@@ -17,8 +17,10 @@ use super::phase::Link;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::routes::Routes;
+use crate::admission::Grant;
 use crate::client::budget::Share;
 use crate::client::message_log;
+use crate::client::turn::Turn;
 use crate::format::BatchBuilder;
 use crate::hub::Publication;
 use crate::message::Kind;
@@ -56,11 +58,13 @@ impl Routes {
     pub(super) async fn publish(
         &self,
         request: &Request,
+        grant: &Grant,
         body: Incoming,
         room: &RoomName,
         publisher: &Link,
     ) -> Result<Published, Refusal> {
         let wait = request.query.wait()?;
+        grant.check_publish()?;
         // Checked before `100 Continue`, which the read of the body sends.
         let content = Content::of(&request.headers)?;
         let body = select! {
@@ -72,6 +76,8 @@ impl Routes {
         if payload.len() > self.settings.max_message_size {
             return Err(self.too_big());
         }
+        // It may have expired meanwhile.
+        grant.check_expiry()?;
 
         // A publisher that hangs up meanwhile cannot take its message back: the store has it.
         let delivery = self
@@ -79,10 +85,14 @@ impl Routes {
             .await?;
         let Delivery {
             batch,
+            queues,
             clients,
             receipts,
-            ..
         } = delivery;
+        // The next request may wait on this connection already.
+        let mut turn = Turn::default();
+        turn.owe_yields(queues);
+        turn.end().await;
         let mut delivered = None;
         if let (Some(collector), Some(limit)) = (receipts, wait) {
             // A publisher that has hung up would keep its place; one that has half-closed gets its answer

@@ -8,7 +8,7 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::response::{Body, Field, NO_SNIFFING, NO_STORE, TEXT, respond, whole};
-use crate::admission::Refused;
+use crate::admission::{Forbidden, Refused};
 use crate::client::budget::NoSpace;
 use crate::hub::{JoinError, PublishError};
 use crate::message::Unavailable;
@@ -145,6 +145,12 @@ pub(super) fn head_of<B>(response: &Response<B>) -> Vec<u8> {
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
         Self::new(StatusCode::FORBIDDEN, refused.to_string())
+    }
+}
+
+impl From<Forbidden> for Refusal {
+    fn from(forbidden: Forbidden) -> Self {
+        Self::new(StatusCode::FORBIDDEN, forbidden.reason())
     }
 }
 

@@ -15,15 +15,14 @@ use super::phase::Link;
 use super::refusal::Refusal;
 use super::request::{Request, Resource, Wants};
 use super::response::{Body, Field, NO_STORE, TEXT, respond, respond_json, whole};
-use crate::admission::Admission;
+use crate::admission::{Admission, Admitted, Grant};
 use crate::client::Settings;
 use crate::client::budget::Budget;
-use crate::config::Mode;
 use crate::excerpt::excerpt;
 use crate::format::{Encoding, JSON_PROTOCOL};
 use crate::hub::{Hub, Membership};
 use crate::protocol::handshake::{self, tokens};
-use crate::room::{Follow, OnGap, RoomName};
+use crate::room::{Behaviour, Follow, OnGap, RoomName};
 
 /// Everything that answers depend on.
 #[derive(Debug)]
@@ -52,6 +51,7 @@ pub(super) struct Join {
     /// The head of the answer; its body is empty.
     pub(super) response: Response<Body>,
     pub(super) membership: Membership,
+    pub(super) grant: Grant,
     /// An excerpt of the unknown subprotocols that it offers, if any.
     pub(super) unknown_protocols: Option<String>,
 }
@@ -75,20 +75,22 @@ impl Routes {
     }
 
     /// Checks the host and the origin of a request, unless it is open to all: a health check, or for the
-    /// page, whose own requests are checked. Returns the origin that may read the answer.
+    /// page, whose own requests are checked. Returns the origin that may read the answer, and what the client
+    /// may do.
     ///
     /// # Errors
     /// A [`Refusal`], which is then the answer.
-    pub(super) fn admit(&self, request: &Request) -> Result<Cors, Refusal> {
+    pub(super) fn admit(&self, request: &Request) -> Result<(Cors, Grant), Refusal> {
         if matches!(request.resource, Resource::Live | Resource::Ready) {
-            return Ok(Cors::default());
+            return Ok((Cors::default(), Grant::NONE));
         }
         let host = request.host()?;
         if request.wants_page() {
-            return Ok(Cors::default());
+            return Ok((Cors::default(), Grant::NONE));
         }
-        let origin = self.admission.check(&request.headers, host.as_ref())?;
-        Ok(Cors(origin.cloned()))
+        let admitted = self.admission.check(&request.headers, host.as_ref())?;
+        let Admitted { origin, grant } = admitted;
+        Ok((Cors(origin.cloned()), grant))
     }
 
     /// Answers `request`, which is admitted. Without a permit of `--max-connections`, only health checks
@@ -99,6 +101,7 @@ impl Routes {
     pub(super) async fn answer(
         &self,
         request: &Request,
+        grant: &Grant,
         body: Incoming,
         has_permit: bool,
         connection: &Link,
@@ -110,52 +113,50 @@ impl Routes {
                 return health(&request.method, is_draining).map(Answer::Response);
             }
             _ if !has_permit => return Err(Refusal::full()),
-            _ if request.method == Method::CONNECT => {
-                return Err(self.not_allowed(&request.method));
+            Resource::Server => {
+                let methods = allowed(self.hub.behaviour(DEFAULT_ROOM));
+                return Ok(Answer::Response(options(methods)));
             }
-            Resource::Server => return Ok(Answer::Response(options(self.allowed()))),
+            _ if request.method == Method::CONNECT => {
+                let behaviour = self.hub.behaviour(DEFAULT_ROOM);
+                return Err(not_allowed(behaviour, &request.method));
+            }
             Resource::Room(room) => room.as_ref().map_err(|error| Refusal::from(*error))?,
         };
         let response = match (&request.method, request.wants) {
-            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, room).await,
-            (&Method::GET, Wants::Events) => return self.events(request, room).await,
-            (&Method::HEAD, Wants::Events) => event_stream(""),
-            (&Method::GET | &Method::HEAD, Wants::History) => self.history(request, room).await?,
+            (&Method::GET, Wants::WebSocket) => return self.upgrade(request, grant, room).await,
+            (&Method::GET, Wants::Events) => return self.events(request, grant, room).await,
+            (&Method::HEAD, Wants::Events) => {
+                grant.check_read()?;
+                event_stream("")
+            }
+            (&Method::GET | &Method::HEAD, Wants::History) => {
+                self.history(request, grant, room).await?
+            }
             (&Method::GET | &Method::HEAD, Wants::Page | Wants::WebSocket) => {
                 respond_page(&request.headers)
             }
-            (&Method::OPTIONS, _) if request.is_preflight() => preflight(self.allowed()),
-            (&Method::OPTIONS, _) => options(self.allowed()),
-            (&Method::POST, _) if self.settings.mode == Mode::Broadcast => {
-                let published = self.publish(request, body, room, connection).await?;
+            (&Method::OPTIONS, _) if request.is_preflight() => {
+                preflight(allowed(self.hub.behaviour(room)))
+            }
+            (&Method::OPTIONS, _) => options(allowed(self.hub.behaviour(room))),
+            (&Method::POST, _) if self.hub.behaviour(room) == Behaviour::Broadcast => {
+                let published = self.publish(request, grant, body, room, connection).await?;
                 respond_json(StatusCode::CREATED, whole(published.to_json()))
             }
-            (method, _) => return Err(self.not_allowed(method)),
+            (method, _) => return Err(not_allowed(self.hub.behaviour(room), method)),
         };
         Ok(Answer::Response(response))
     }
 
-    /// The methods that a room allows.
-    fn allowed(&self) -> &'static str {
-        match self.settings.mode {
-            Mode::Echo => "GET, HEAD, OPTIONS",
-            Mode::Broadcast => "GET, HEAD, POST, OPTIONS",
-        }
-    }
-
-    fn not_allowed(&self, method: &Method) -> Refusal {
-        let reason = match (self.settings.mode, method) {
-            (Mode::Echo, &Method::POST) => {
-                "an echo server has no broadcasts: start it with --mode broadcast"
-            }
-            (Mode::Echo, _) => "use GET",
-            (Mode::Broadcast, _) => "use GET or POST",
-        };
-        Refusal::method(self.allowed(), reason)
-    }
-
     /// Joins a room as a WebSocket client (RFC 6455, section 4.2.2).
-    async fn upgrade(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+    async fn upgrade(
+        &self,
+        request: &Request,
+        grant: &Grant,
+        room: &RoomName,
+    ) -> Result<Answer, Refusal> {
+        grant.check_read()?;
         let headers = &request.headers;
         let accept = handshake::check(request.version, headers, request.has_body)?;
         let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
@@ -182,12 +183,19 @@ impl Routes {
         Ok(Answer::WebSocket(Box::new(Join {
             response,
             membership,
+            grant: *grant,
             unknown_protocols: unknown_protocols_of(headers),
         })))
     }
 
     /// Joins a room as a client of Server-Sent Events (WHATWG HTML, section 9.2).
-    async fn events(&self, request: &Request, room: &RoomName) -> Result<Answer, Refusal> {
+    async fn events(
+        &self,
+        request: &Request,
+        grant: &Grant,
+        room: &RoomName,
+    ) -> Result<Answer, Refusal> {
+        grant.check_read()?;
         let follow = Follow {
             encoding: Encoding::EventStream,
             acknowledges: false,
@@ -202,9 +210,32 @@ impl Routes {
         Ok(Answer::EventStream(Box::new(Join {
             response,
             membership,
+            grant: *grant,
             unknown_protocols: None,
         })))
     }
+}
+
+/// The room whose methods are those of the server.
+const DEFAULT_ROOM: &str = "/";
+
+/// The methods that a room allows.
+fn allowed(behaviour: Behaviour) -> &'static str {
+    match behaviour {
+        Behaviour::Echo => "GET, HEAD, OPTIONS",
+        Behaviour::Broadcast => "GET, HEAD, POST, OPTIONS",
+    }
+}
+
+fn not_allowed(behaviour: Behaviour, method: &Method) -> Refusal {
+    let reason = match (behaviour, method) {
+        (Behaviour::Echo, &Method::POST) => {
+            "an echo server has no broadcasts: start it with --mode broadcast"
+        }
+        (Behaviour::Echo, _) => "use GET",
+        (Behaviour::Broadcast, _) => "use GET or POST",
+    };
+    Refusal::method(allowed(behaviour), reason)
 }
 
 /// The answer to a health check.

@@ -24,7 +24,7 @@ impl Membership {
         let welcome = Event::Welcome {
             text: hub.service.welcome(),
             room: name,
-            mode: hub.service.mode.name(),
+            mode: self.room_guard.behaviour().name(),
             last_id: self.start.last.map(|id| id.to_string()),
             resumed: self.start.resumed,
             missed: self.start.missed,

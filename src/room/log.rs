@@ -10,12 +10,13 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use super::archive::Archive;
+use super::behaviour::Behaviour;
 use super::history::History;
 use super::ids::{Ids, Located};
 use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
-use crate::config::{self, Limits, Mode};
+use crate::config::{self, Limits};
 use crate::format::{Batch, Encoding, Frames};
 use crate::message::{MessageId, Unavailable};
 
@@ -23,7 +24,7 @@ use crate::message::{MessageId, Unavailable};
 /// messages through its queue.
 #[derive(Debug)]
 pub(crate) struct Room {
-    pub(super) mode: Mode,
+    pub(super) behaviour: Behaviour,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
     pub(super) receipts: Receipts,
@@ -240,7 +241,7 @@ pub(crate) struct Sealed;
 impl Room {
     /// A room without clients, whose log goes on from `origin`; `total` counts the bytes of all rooms.
     pub(crate) fn new(
-        mode: Mode,
+        behaviour: Behaviour,
         history: &config::History,
         limits: &Limits,
         origin: Origin,
@@ -273,7 +274,7 @@ impl Room {
             ids.begin(next);
         }
         let room = Self {
-            mode,
+            behaviour,
             bound,
             log: Mutex::new(Log {
                 ids,
@@ -297,7 +298,7 @@ impl Room {
         room
     }
 
-    /// Numbers messages, appends them to the log and, in broadcast mode, to every live queue. Never waits
+    /// Numbers messages, appends them to the log and, in a broadcast room, to every live queue. Never waits
     /// for a client. `keep` gets the batch under the lock: the order of its calls is that of the ids.
     ///
     /// With `receipts`, requests one for the last of the messages from every client that can acknowledge.
@@ -388,7 +389,7 @@ impl Room {
             Collector { room, position }
         });
         let mut queues = 0;
-        if self.mode == Mode::Broadcast {
+        if self.behaviour == Behaviour::Broadcast {
             for (key, member) in &mut log.registry {
                 if member.reads != Reads::Queue {
                     continue;
@@ -493,6 +494,11 @@ impl Room {
         (subscription, start)
     }
 
+    /// What it does with a message.
+    pub(crate) fn behaviour(&self) -> Behaviour {
+        self.behaviour
+    }
+
     /// Seals the log: no more publications. Its clients drain it, then are closed.
     pub(crate) fn seal(&self) {
         let mut log = self.log.lock();
@@ -562,7 +568,7 @@ pub(crate) mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::config::{Config, Size};
+    use crate::config::{Config, Mode, Size};
     use crate::disconnect::Disconnect;
     use crate::format::{BatchBuilder, Outbox, Plain};
     use crate::message::Kind;
@@ -582,7 +588,7 @@ pub(crate) mod tests {
             tail: Vec::new(),
             archive: None,
         };
-        Room::new(service.mode, history, limits, origin, total)
+        Room::new(service.mode.into(), history, limits, origin, total)
     }
 
     pub(crate) fn config(mode: Mode, history_limit: usize, max_queue: usize) -> Config {

@@ -181,7 +181,7 @@ mod tests {
             archive: None,
         };
         let room = Arc::new(Room::new(
-            config.service.mode,
+            config.service.mode.into(),
             &config.history,
             &config.limits,
             origin,

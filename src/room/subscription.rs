@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::archive::{self, Reading};
+use super::behaviour::Behaviour;
 use super::log::{Log, OnGap, Reads, Room};
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
-use crate::config::Mode;
 use crate::disconnect::Disconnect;
 use crate::format::{Batch, Encoding, Event, Outbox};
 use crate::message::MessageId;
@@ -200,10 +200,10 @@ impl Subscription {
     /// Takes the next step of the history, or begins to read the archive; goes live where that reaches
     /// the end of the log.
     pub(super) fn read_history(&mut self, log: &mut Log) -> Result<(), Disconnect> {
-        // In echo mode a message after the join is answered to its sender only.
-        let end = match self.room.mode {
-            Mode::Echo => self.joined_at,
-            Mode::Broadcast => log.history.next(),
+        // In an echo room a message after the join is answered to its sender only.
+        let end = match self.room.behaviour {
+            Behaviour::Echo => self.joined_at,
+            Behaviour::Broadcast => log.history.next(),
         };
         if self.restarted_at != log.restarted_at {
             self.restarted_at = log.restarted_at;

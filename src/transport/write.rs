@@ -66,7 +66,7 @@ pub(crate) async fn write<S: Transport>(
         let written = match once {
             Poll::Ready(written) => written,
             Poll::Pending => {
-                // Without budget it is the scheduler that asks for a pause, and not the peer.
+                // Without tokio's budget it is the scheduler that asks for a pause, and not the peer.
                 waited |= has_budget_remaining();
                 let write = poll_fn(|cx| poll_write(stream, cx, rest));
                 match timeout(patience, write).await {

@@ -136,7 +136,7 @@ async fn at_max_rooms_the_room_empty_for_longest_is_forgotten() {
 
 #[tokio::test]
 async fn beyond_the_history_total_empty_rooms_are_forgotten_before_messages_of_the_largest() {
-    let server = TestServer::quiet(|config| config.history.total = Size::from(750)).await;
+    let server = TestServer::quiet(|config| config.history.total = Size::from(780)).await;
     send_all(&server, "/empty", &["0123456789"]).await;
     eventually("it is empty", || server.monitor.connections() == 0).await;
     let _small = server.client_at("/small").await;
