@@ -5,13 +5,13 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use slab::Slab;
 
 use super::history::History;
 use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
+use super::sync::Mutex;
 use crate::config::{self, Limits, Mode};
 use crate::format::{Batch, Format, Frames};
 use crate::message::MessageId;
