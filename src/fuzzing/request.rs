@@ -106,7 +106,9 @@ fn check_path(path: &str) {
         Some(root) => plain == root.as_bytes() || plain.starts_with(it.as_bytes()),
         None => plain == it.as_bytes(),
     });
-    assert_eq!(is_reserved, matches!(parsed, Err(NotARoom::Reserved(_))));
+    if parsed != Err(NotARoom::TooLong) {
+        assert_eq!(is_reserved, matches!(parsed, Err(NotARoom::Reserved(_))));
+    }
     let Ok(name) = parsed else { return };
     assert!(name.starts_with('/') && name.len() <= 1024);
     assert!(name.bytes().all(|it| it.is_ascii_graphic()));
