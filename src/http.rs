@@ -1,18 +1,18 @@
 //! HTTP on the same port: the requests of a connection, one after the other, and their answers.
 
 pub(crate) mod connection;
-mod content_type;
+pub(crate) mod content_type;
 mod cors;
 mod exchange;
-mod head;
+pub(crate) mod head;
 mod history;
 mod idle;
 mod page;
 mod phase;
 mod publish;
-mod refusal;
+pub(crate) mod refusal;
 mod refusal_log;
-mod request;
+pub(crate) mod request;
 mod response;
 pub(crate) mod routes;
 mod socket;

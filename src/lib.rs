@@ -16,6 +16,8 @@ pub mod config;
 pub(crate) mod disconnect;
 pub(crate) mod excerpt;
 pub(crate) mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod http;
 pub(crate) mod hub;
 pub(crate) mod message;

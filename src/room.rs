@@ -6,11 +6,14 @@ pub(crate) mod copies;
 pub(crate) mod history;
 pub(crate) mod ids;
 pub(crate) mod log;
+#[cfg(test)]
+mod models;
 pub(crate) mod name;
 pub(crate) mod queue;
 pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
+mod sync;
 
 pub(crate) use archive::Archive;
 pub(crate) use behaviour::Behaviour;

@@ -60,13 +60,12 @@ fn normalise(name: &str) -> Option<String> {
     if let Some(address) = name.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
         return Some(format!("[{}]", address.parse::<Ipv6Addr>().ok()?));
     }
-    let is_name = |it: u8| it.is_ascii_alphanumeric() || b"-._".contains(&it);
-    let named = !name.is_empty() && name.bytes().all(is_name);
-    let name = name
-        .strip_suffix('.')
-        .filter(|it| !it.is_empty())
-        .unwrap_or(name);
-    named.then(|| name.to_ascii_lowercase())
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_named = |it: u8| it.is_ascii_alphanumeric() || b"-_".contains(&it);
+    let is_label = |it: &str| !it.is_empty() && it.bytes().all(is_named);
+    name.split('.')
+        .all(is_label)
+        .then(|| name.to_ascii_lowercase())
 }
 
 /// `u16::from_str` takes a sign, too.
@@ -86,7 +85,7 @@ pub enum Origin {
     Page {
         /// In lower case.
         scheme: String,
-        /// With the port that it names.
+        /// With the port that it names, unless that is the scheme's own.
         host: Host,
     },
 }
@@ -104,7 +103,8 @@ impl FromStr for Origin {
         }
         let uri: Uri = text.parse().map_err(drop)?;
         let scheme = normalise_scheme(uri.scheme_str().ok_or(())?).ok_or(())?;
-        let host = uri.authority().ok_or(())?.as_str().parse()?;
+        let mut host: Host = uri.authority().ok_or(())?.as_str().parse()?;
+        host.port = host.port.filter(|port| *port != default_port(&scheme));
         Ok(Self::Page { scheme, host })
     }
 }
@@ -114,10 +114,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Null => f.write_str("null"),
             Self::File => f.write_str("file://"),
-            Self::Page { scheme, host } => match host.port {
-                Some(port) if port != default_port(scheme) => write!(f, "{scheme}://{host}"),
-                _ => write!(f, "{scheme}://{}", host.name),
-            },
+            Self::Page { scheme, host } => write!(f, "{scheme}://{host}"),
         }
     }
 }
@@ -317,6 +314,12 @@ mod tests {
             "::1",
             "[::1",
             "[nonsense]",
+            // Without the dot at its end it would be another name each time that it is read.
+            "example.com..",
+            "localhost..",
+            ".localhost",
+            ".",
+            "..",
             "x;reboot",
             "$(reboot)",
             "bücher.example",
@@ -333,6 +336,7 @@ mod tests {
             ("file:///home/page.html", "file://"),
             ("HTTP://EXAMPLE.com", "http://example.com"),
             ("https://example.com:443", "https://example.com"),
+            ("wss://example.com:80", "wss://example.com:80"),
             ("http://[::1]:3000", "http://[::1]:3000"),
             ("Capacitor://localhost", "capacitor://localhost"),
             ("chrome-extension://abcdef", "chrome-extension://abcdef"),

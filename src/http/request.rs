@@ -21,23 +21,23 @@ const RECEIPT_WAIT: Duration = Duration::from_secs(10);
 
 /// The head of a request.
 #[derive(Debug)]
-pub(super) struct Request {
-    pub(super) method: Method,
-    pub(super) version: Version,
-    pub(super) resource: Resource,
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+    pub(crate) resource: Resource,
     /// What a GET is for.
-    pub(super) wants: Wants,
-    pub(super) query: Query,
-    pub(super) headers: HeaderMap,
+    pub(crate) wants: Wants,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
     /// Whether a body follows.
-    pub(super) has_body: bool,
+    pub(crate) has_body: bool,
     /// The authority of the target, where it has one (RFC 9112, section 3.2.2).
     authority: Option<String>,
 }
 
 /// What a path names.
 #[derive(Debug)]
-pub(super) enum Resource {
+pub(crate) enum Resource {
     /// `/livez`: whether the process serves.
     Live,
     /// `/healthz` and `/readyz`: whether the server takes new clients.
@@ -50,7 +50,7 @@ pub(super) enum Resource {
 
 /// What a GET of a room's path is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wants {
+pub(crate) enum Wants {
     /// A WebSocket.
     WebSocket,
     /// The history of the room.
@@ -63,7 +63,7 @@ pub(super) enum Wants {
 
 impl Request {
     /// Parses the head of a request.
-    pub(super) fn new(head: Parts, body: &Incoming) -> Self {
+    pub(crate) fn new(head: Parts, body: &Incoming) -> Self {
         let Parts {
             method,
             uri,
@@ -94,7 +94,7 @@ impl Request {
     ///
     /// # Errors
     /// A [`Refusal`] where `Host` is missing, repeated or malformed.
-    pub(super) fn host(&self) -> Result<Option<Host>, Refusal> {
+    pub(crate) fn host(&self) -> Result<Option<Host>, Refusal> {
         let mut hosts = self.headers.get_all(header::HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (Some(host), None) => host.to_str().ok(),
@@ -112,7 +112,7 @@ impl Request {
     }
 
     /// Whether it is answered with the page, which is open to all.
-    pub(super) fn wants_page(&self) -> bool {
+    pub(crate) fn wants_page(&self) -> bool {
         match self.method {
             Method::GET => self.wants == Wants::Page,
             Method::HEAD => matches!(self.wants, Wants::Page | Wants::WebSocket),
@@ -122,7 +122,7 @@ impl Request {
 
     /// Whether a browser's `EventSource` sent it, as far as it can be known: it has a header field that
     /// browsers alone send.
-    pub(super) fn is_of_event_source(&self) -> bool {
+    pub(crate) fn is_of_event_source(&self) -> bool {
         let by_browsers = ["sec-fetch-mode", "origin", "referer"];
         self.method == Method::GET
             && self.wants == Wants::Events
@@ -130,7 +130,7 @@ impl Request {
     }
 
     /// Whether a browser asks if a web page may send a request (Fetch, section 3.3.2).
-    pub(super) fn is_preflight(&self) -> bool {
+    pub(crate) fn is_preflight(&self) -> bool {
         self.method == Method::OPTIONS
             && self.headers.contains_key(header::ORIGIN)
             && self
@@ -143,7 +143,7 @@ impl Request {
     ///
     /// # Errors
     /// A [`Refusal`] where `since` is not an id.
-    pub(super) fn since(&self) -> Result<Option<MessageId>, Refusal> {
+    pub(crate) fn since(&self) -> Result<Option<MessageId>, Refusal> {
         let last = self.headers.get("last-event-id");
         let last = last.map(HeaderValue::as_bytes).filter(|it| !it.is_empty());
         if let Some(last) = last {
@@ -170,7 +170,7 @@ fn wants(headers: &HeaderMap, query: &Query) -> Wants {
 
 /// The parameters of a query; unknown ones are ignored.
 #[derive(Debug)]
-pub(super) struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     fn parse(query: &str) -> Self {
@@ -188,7 +188,7 @@ impl Query {
     ///
     /// # Errors
     /// A [`Refusal`] where it is not an id.
-    pub(super) fn id(&self, name: &str) -> Result<Option<MessageId>, Refusal> {
+    pub(crate) fn id(&self, name: &str) -> Result<Option<MessageId>, Refusal> {
         let id = self.get(name).filter(|it| !it.is_empty());
         let id = id.map(str::parse).transpose();
         id.map_err(|error| Refusal::bad(format!("{name}: {error}")))
@@ -198,7 +198,7 @@ impl Query {
     ///
     /// # Errors
     /// A [`Refusal`] where `limit` is not a number from 1.
-    pub(super) fn limit(&self) -> Result<Option<usize>, Refusal> {
+    pub(crate) fn limit(&self) -> Result<Option<usize>, Refusal> {
         match self.get("limit").map(str::parse) {
             None => Ok(None),
             Some(Ok(limit)) if limit > 0 => Ok(Some(limit)),
@@ -210,7 +210,7 @@ impl Query {
     ///
     /// # Errors
     /// A [`Refusal`] of an unknown `wait`, or of a `timeout` that is malformed or too long.
-    pub(super) fn wait(&self) -> Result<Option<Duration>, Refusal> {
+    pub(crate) fn wait(&self) -> Result<Option<Duration>, Refusal> {
         match self.get("wait") {
             None => return Ok(None),
             Some("delivered") => {}

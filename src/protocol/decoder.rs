@@ -234,16 +234,11 @@ impl Decoder {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Cursor, Read, Write};
-
     use proptest::prelude::*;
 
-    use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
-
     use super::super::answers::ANSWERS_MAX;
-    use super::super::frame::CONTROL_MAX;
-    use super::super::slow_path::reason;
     use super::*;
+    use crate::fuzzing::check_stream;
 
     /// The messages, the end, and the answers.
     type Outcome = (Vec<(Kind, Vec<u8>)>, String, Vec<u8>);
@@ -268,54 +263,6 @@ mod tests {
         decoder.close(None);
         let answers = decoder.answers().map(mem::take).unwrap_or_default();
         (messages, format!("{end:?}"), answers)
-    }
-
-    /// A stream of bytes for tungstenite alone.
-    struct Whole(Cursor<Vec<u8>>, Vec<u8>);
-
-    impl Read for Whole {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.0.read(buffer)
-        }
-    }
-
-    impl Write for Whole {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.1.write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn through_tungstenite(bytes: Vec<u8>, max: usize) -> Outcome {
-        let limits = WebSocketConfig::default()
-            .max_message_size(Some(max))
-            .max_frame_size(Some(max.max(CONTROL_MAX as usize)));
-        let stream = Whole(Cursor::new(bytes), Vec::new());
-        let mut websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(limits));
-        let mut messages = Vec::new();
-        let end = loop {
-            match websocket.read() {
-                Ok(Message::Text(text)) => messages.push((Kind::Text, text.as_bytes().to_vec())),
-                Ok(Message::Binary(bytes)) => messages.push((Kind::Binary, bytes.to_vec())),
-                Ok(Message::Close(Some(frame))) if frame.reason == "Protocol violation" => {
-                    break Disconnect::Protocol;
-                }
-                Ok(Message::Close(frame)) => {
-                    break Disconnect::ByClient(frame.map(|it| it.code.into()));
-                }
-                Ok(_) => {}
-                Err(error) => break reason(error),
-            }
-        };
-        websocket.flush().ok();
-        (
-            messages,
-            format!("{end:?}"),
-            mem::take(&mut websocket.get_mut().1),
-        )
     }
 
     /// One frame: mostly valid, sometimes invalid in one of several ways.
@@ -520,22 +467,8 @@ mod tests {
             let mut bytes = frames.concat();
             bytes.truncate(bytes.len().saturating_sub(lost));
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-            cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let chunks = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
-            let (messages, end, answers) = through_the_decoder(chunks, max);
-            let mut alone = through_tungstenite(bytes, max);
-            // A violation is found before its whole frame is received.
-            if alone.1 == "Gone" && ["TooBig", "NotUtf8", "Protocol"].contains(&&*end) {
-                alone = through_tungstenite(frames.concat(), max);
-            }
-            prop_assert_eq!(messages, alone.0);
-            prop_assert_eq!(&end, &alone.1);
-            // The close frame of an error is the session's to send.
-            match end.as_str() {
-                "Protocol" => prop_assert!(alone.2.starts_with(&answers)),
-                _ => prop_assert_eq!(answers, alone.2),
-            }
+            check_stream(&bytes, &cuts, max);
         }
     }
 }

@@ -58,7 +58,7 @@ impl SlowPath {
 }
 
 /// The reason that an error of tungstenite stands for.
-pub(super) fn reason(error: Error) -> Disconnect {
+pub(crate) fn reason(error: Error) -> Disconnect {
     match error {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Disconnect::Gone,
         Error::Protocol(_) => Disconnect::Protocol,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
 use slab::Slab;
 
 use super::archive::Archive;
@@ -16,6 +15,7 @@ use super::ids::{Ids, Located};
 use super::queue::{self, Batches, Bound, Sender};
 use super::receipts::{Collector, Receipts, Unacknowledged};
 use super::subscription::{Source, Subscription};
+use super::sync::Mutex;
 use crate::config::{self, Limits};
 use crate::format::{Batch, Encoding, Frames};
 use crate::message::{MessageId, Unavailable};

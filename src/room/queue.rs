@@ -7,9 +7,9 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use super::sync::Mutex;
 use crate::format::Batch;
 
 /// Queued batches, in order; a typical queue needs no allocation.
@@ -133,5 +133,96 @@ impl State {
         if let Some(client) = self.client.take() {
             client.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::ready;
+
+    use super::super::sync::model::{block_on, explore, spawn};
+    use super::*;
+    use crate::config::Mode;
+    use crate::room::log::tests::{Numbers, config};
+
+    /// `poll_recv`, `send`, or a mutant of one of them.
+    type PollRecv = fn(&Receiver, &mut Context<'_>, &mut Batches) -> Poll<Taken>;
+    type Send = fn(&Sender, &Arc<Batch>, Bound) -> bool;
+
+    /// Two batches for a receiver that polls only where it has to, with the end behind them or without:
+    /// in all interleavings it gets all that was queued. It waits for ever where a wake-up is lost.
+    fn explore_queue(messages: usize, send: Send, poll_recv: PollRecv) {
+        let mut room = Numbers::new(&config(Mode::Broadcast, 10, 1));
+        room.publish(1);
+        room.publish(1);
+        let log = room.room.log.lock();
+        let batches: Vec<_> = log.history.batches_from(1).cloned().collect();
+        let bytes = usize::MAX;
+        for closes in [false, true] {
+            let batches = batches.clone();
+            explore(move || {
+                let (sender, receiver) = channel();
+                receiver.open();
+                let batches = batches.clone();
+                let sending = spawn(move || {
+                    let bound = Bound { messages, bytes };
+                    let sent = batches.iter().take_while(|it| send(&sender, it, bound));
+                    let sent = sent.count() as u64;
+                    if closes {
+                        sender.close();
+                    }
+                    sent
+                });
+                let mut received = Vec::new();
+                block_on(|cx| {
+                    while closes || received.len() < 2 {
+                        let mut into = Batches::new();
+                        match ready!(poll_recv(&receiver, cx, &mut into)) {
+                            Taken::End => break,
+                            Taken::All { watched } => {
+                                received.extend(into.iter().flat_map(|it| it.positions()));
+                                if watched && (closes || received.len() < 2) {
+                                    return Poll::Pending;
+                                }
+                            }
+                        }
+                    }
+                    Poll::Ready(())
+                });
+                assert!(received.into_iter().eq(1..=sending.join().unwrap()));
+            });
+        }
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_in_any_interleaving() {
+        explore_queue(2, Sender::send, Receiver::poll_recv);
+    }
+
+    #[test]
+    fn after_an_overflow_the_rest_is_received_in_any_interleaving() {
+        explore_queue(1, Sender::send, Receiver::poll_recv);
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn the_model_finds_a_waker_that_is_stored_behind_the_check() {
+        explore_queue(2, Sender::send, |receiver, cx, into| {
+            let polled = receiver.poll_recv(&mut Context::from_waker(Waker::noop()), into);
+            let mut state = receiver.0.lock();
+            state.client = Some(cx.waker().clone());
+            polled
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn the_model_finds_a_wake_before_the_push() {
+        let send: Send = |sender, batch, _| {
+            sender.0.lock().wake();
+            sender.0.lock().batches.push(batch.clone());
+            true
+        };
+        explore_queue(2, send, Receiver::poll_recv);
     }
 }

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
-
 use super::log::Room;
+use super::sync::{AtomicU64, Mutex};
 
 /// The receipts that the publishers of a room wait for: one entry a message, one count a client.
 ///
