@@ -2,6 +2,8 @@
 
 mod grant;
 
+use std::sync::Arc;
+
 use hyper::header::{self, HeaderMap, HeaderValue};
 
 use crate::config::{Access, Host, HostPattern, Origin, OriginPattern};
@@ -18,7 +20,7 @@ pub(crate) struct Admission {
     /// Pages that are allowed beside the server's own. Without any, those of this machine are.
     origins: Vec<OriginPattern>,
     /// What every admitted client may do.
-    grant: Grant,
+    grant: Arc<Grant>,
 }
 
 /// A request that is admitted.
@@ -27,7 +29,7 @@ pub(crate) struct Admitted<'a> {
     /// Its `Origin`, if it has one.
     pub(crate) origin: Option<&'a HeaderValue>,
     /// What its client may do.
-    pub(crate) grant: Grant,
+    pub(crate) grant: Arc<Grant>,
 }
 
 /// Why a request is refused, and the option that would allow it.
@@ -74,7 +76,7 @@ impl Admission {
         Self {
             hosts: is_checked.then_some(hosts),
             origins: access.allow_origin.clone(),
-            grant: Grant::ALL,
+            grant: Arc::new(Grant::ALL),
         }
     }
 
@@ -87,7 +89,7 @@ impl Admission {
         headers: &'a HeaderMap,
         host: Option<&Host>,
     ) -> Result<Admitted<'a>, Refused> {
-        let grant = self.grant;
+        let grant = self.grant.clone();
         let origin = self.check_origin(headers, host)?;
         Ok(Admitted { origin, grant })
     }
@@ -142,6 +144,7 @@ impl Admission {
     /// The same rule with this grant for everyone.
     #[cfg(test)]
     pub(crate) fn granting(self, grant: Grant) -> Self {
+        let grant = Arc::new(grant);
         Self { grant, ..self }
     }
 

@@ -4,9 +4,9 @@ mod membership;
 #[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
 mod publications;
 mod ranking;
+mod room_guard;
 
 use std::collections::{BTreeMap, HashMap};
-use std::future::ready;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,16 +16,18 @@ use futures_util::{FutureExt, TryFutureExt};
 use parking_lot::Mutex;
 
 use crate::config::{Config, History, Limits, Service};
-use crate::format::{Batch, Frames, Plain};
+use crate::format::{Batch, Plain};
 use crate::message::Unavailable;
 use crate::room::reader::{Part, Reader};
-use crate::room::{Archive, Behaviour, Follow, Origin, Placed, Room, Sealed, Total};
-use crate::store::{Backend, Fed, Feed, Numbered, NumberedBy, Opened, Opening, Store, Ticket};
+use crate::room::{Archive, Behaviour, Follow, Origin, Room, Sealed, Total};
+use crate::store::{Backend, Opened, Opening, Store};
 use publications::Publications;
 use ranking::{Ranked, Ranking};
+use room_guard::Place;
 
 pub(crate) use membership::Membership;
 pub(crate) use publications::{Pending, Publication};
+pub(crate) use room_guard::RoomGuard;
 
 /// All rooms of a server.
 ///
@@ -385,158 +387,6 @@ impl Rooms {
         };
         self.ranking.remove(&room);
         Some(room)
-    }
-}
-
-/// Keeps a room in the registry. When the last place is given back, a room without messages is removed,
-/// and one with messages becomes evictable: a store does not forget it.
-#[derive(Debug)]
-struct Place {
-    hub: Arc<Hub>,
-    name: Arc<str>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Declared before the lock, so that the room is freed after the lock is released.
-        let _removed;
-        let mut rooms = self.hub.rooms.lock();
-        let rooms = &mut *rooms;
-        rooms.departures += 1;
-        let entry = rooms
-            .by_name
-            .get_mut(&self.name)
-            .expect("a room with a client stays");
-        entry.clients -= 1;
-        if entry.clients > 0 {
-            return;
-        }
-        match &entry.state {
-            State::Open(room) if !room.is_empty() => {
-                entry.departed = rooms.departures;
-                rooms.empty.insert(entry.departed, self.name.clone());
-            }
-            _ => _removed = rooms.remove(&self.name),
-        }
-    }
-}
-
-/// A place in a room that is open.
-#[derive(Debug)]
-pub(crate) struct RoomGuard {
-    place: Place,
-    room: Arc<Room>,
-}
-
-impl RoomGuard {
-    /// The encoder of this room's messages.
-    pub(crate) fn plain(&self) -> &Arc<Plain> {
-        &self.place.hub.plain
-    }
-
-    /// What the room does with a message.
-    pub(crate) fn behaviour(&self) -> Behaviour {
-        self.room.behaviour()
-    }
-
-    /// The name of the room.
-    pub(crate) fn name(&self) -> &str {
-        &self.place.name
-    }
-
-    /// Publishes messages to the room, and requests receipts for the last of them if `receipts`. They are
-    /// delivered when this returns, or when the store has placed them.
-    ///
-    /// # Errors
-    /// [`PublishError`]; the messages are in no log then.
-    pub(crate) fn publish(
-        &self,
-        frames: Frames,
-        receipts: bool,
-    ) -> Result<Publication, PublishError> {
-        let Place { hub, name } = &self.place;
-        let backend = hub.store.backend();
-        if let Some(backend) = backend
-            && backend.admit()? == NumberedBy::Store
-        {
-            self.room.announce()?;
-            let (ticket, pending) = hub.publications.begin(self.again(), receipts);
-            backend.append(name, frames, ticket);
-            return Ok(Publication::Pending(pending));
-        }
-        let delivery = self.room.append(frames, receipts, |batch| {
-            if let Some(backend) = backend {
-                backend.keep(name, batch);
-            }
-        })?;
-        hub.settle(&self.room);
-        Ok(Publication::Delivered(delivery))
-    }
-
-    /// Whether the store keeps up: otherwise publishers wait.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.place.hub.store.is_ready()
-    }
-
-    /// Waits until the store keeps up.
-    pub(crate) fn ready(&self) -> BoxFuture<'static, ()> {
-        match self.place.hub.store.backend() {
-            Some(backend) => backend.ready(),
-            None => ready(()).boxed(),
-        }
-    }
-
-    /// Another place in the same room.
-    fn again(&self) -> Self {
-        let Place { hub, name } = &self.place;
-        let mut rooms = hub.rooms.lock();
-        let entry = rooms.by_name.get_mut(name).expect("this place keeps it");
-        entry.clients += 1;
-        let place = Place {
-            hub: hub.clone(),
-            name: name.clone(),
-        };
-        Self {
-            place,
-            room: self.room.clone(),
-        }
-    }
-}
-
-impl Feed for Hub {
-    fn deliver(&self, name: &str, messages: Numbered) -> Fed {
-        let Numbered {
-            first,
-            time,
-            frames,
-            ticket,
-        } = messages;
-        let waiting = ticket.and_then(|ticket| self.publications.take(ticket));
-        let Some(room) = self.open_room(name) else {
-            return Fed::Closed;
-        };
-        let receipts = waiting.as_ref().is_some_and(|it| it.receipts);
-        match room.deliver(first, time, frames, receipts) {
-            Placed::Delivered(delivery) | Placed::Duplicate(delivery) => {
-                self.settle(&room);
-                if let Some(waiting) = waiting {
-                    waiting.conclude(Ok(delivery));
-                }
-                Fed::Taken
-            }
-            Placed::Gap(next) => {
-                if let (Some(ticket), Some(waiting)) = (ticket, waiting) {
-                    self.publications.put_back(ticket, waiting);
-                }
-                Fed::Gap(next)
-            }
-        }
-    }
-
-    fn refuse(&self, ticket: Ticket, why: Unavailable) {
-        if let Some(waiting) = self.publications.take(ticket) {
-            waiting.conclude(Err(why.into()));
-        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct EventStream<S> {
     settings: Arc<Settings>,
     stream: S,
     membership: Membership,
-    grant: Grant,
+    grant: Arc<Grant>,
     /// Chunks to write next.
     outbox: Outbox,
     record: ConnectionRecord,
@@ -45,7 +45,7 @@ impl<S: Transport> EventStream<S> {
         stream: S,
         head: Bytes,
         membership: Membership,
-        grant: Grant,
+        grant: impl Into<Arc<Grant>>,
         settings: Arc<Settings>,
         span: Span,
     ) -> Self {
@@ -53,7 +53,7 @@ impl<S: Transport> EventStream<S> {
             settings,
             stream,
             membership,
-            grant,
+            grant: grant.into(),
             outbox: smallvec![head],
             record: ConnectionRecord::new(span),
         }

@@ -34,7 +34,7 @@ pub(crate) struct Session<S> {
     socket: WebSocket<S>,
     subscription: Subscription,
     room_guard: RoomGuard,
-    grant: Grant,
+    grant: Arc<Grant>,
     heartbeat: Option<Box<Heartbeat>>,
     /// For the earliest of all [deadlines](Self::due).
     alarm: Alarm,
@@ -70,7 +70,7 @@ impl<S: Transport> Session<S> {
         stream: S,
         ahead: Vec<u8>,
         membership: Membership,
-        grant: Grant,
+        grant: impl Into<Arc<Grant>>,
         settings: Arc<Settings>,
         budget: Arc<Budget>,
         span: Span,
@@ -90,7 +90,7 @@ impl<S: Transport> Session<S> {
             outbox: membership.greeting().into_iter().collect(),
             subscription: membership.subscription,
             room_guard: membership.room_guard,
-            grant,
+            grant: grant.into(),
             heartbeat: Heartbeat::start(&settings.times).map(Box::new),
             alarm: Alarm::default(),
             plain,
@@ -108,8 +108,7 @@ impl<S: Transport> Session<S> {
         let Err(why) = self.serve().await;
         if self.unplaced.is_some() && !why.is_of_transport() {
             // What it published may still be answered.
-            let limit = self.settings.times.close_timeout.get();
-            timeout(limit, Box::pin(self.write_outcomes())).await.ok();
+            Box::pin(self.write_outcomes()).await;
         }
         // Before the closing handshake, which may wait for the client.
         self.subscription.leave();
@@ -345,16 +344,21 @@ impl<S: Transport> Session<S> {
         Ok(!self.socket.try_write(&mut self.outbox)?)
     }
 
-    /// Waits for the publications that are in the store, and writes the answers.
-    async fn write_outcomes(&mut self) -> Result<(), Disconnect> {
-        while let Some(unplaced) = &mut self.unplaced
-            && unplaced.has_publications()
-        {
-            let (sent, outcome) = poll_fn(|cx| unplaced.poll_outcome(cx)).await;
-            self.answer(sent, outcome)?;
-            self.write().await?;
-        }
-        Ok(())
+    /// Waits for the publications that are in the store, and writes the answers, all within the close
+    /// timeout.
+    async fn write_outcomes(&mut self) {
+        let limit = self.settings.times.close_timeout.get();
+        let outcomes = async {
+            while let Some(unplaced) = &mut self.unplaced
+                && unplaced.has_publications()
+            {
+                let (sent, outcome) = poll_fn(|cx| unplaced.poll_outcome(cx)).await;
+                self.answer(sent, outcome)?;
+                self.write().await?;
+            }
+            Ok::<(), Disconnect>(())
+        };
+        timeout(limit, outcomes).await.ok();
     }
 
     /// Writes the whole outbox, and waits for the socket where necessary.

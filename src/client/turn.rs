@@ -6,27 +6,27 @@ use tokio::task::yield_now;
 ///
 /// Without a bound, a client that never pauses starves the other tasks of its thread. The task asks
 /// [`is_over`](Self::is_over) before each round of reads and writes, and then [ends](Self::end) the turn;
-/// a task that waits [renews](Self::renew) it.
+/// a task that waits [renews](Self::renew) it. Its numbers are small, as each idle client has one.
 #[derive(Debug)]
 pub(crate) struct Turn {
     /// Rounds of reads and writes.
-    rounds: usize,
+    rounds: u32,
     /// Bytes read.
-    bytes: usize,
+    bytes: u32,
     /// The most bytes of one read, and of all reads of a turn but the last.
-    read_size: usize,
+    read_size: u32,
     /// Yields owed to the receivers of what was published.
-    yields: usize,
+    yields: u32,
 }
 
 /// The most bytes of one read while messages are large, as these are cheap by the byte. So many bytes
 /// of small messages would occupy the thread too long.
-pub(super) const READ_OF_LARGE_MESSAGES: usize = 512 * 1024;
+pub(super) const READ_OF_LARGE_MESSAGES: u32 = 512 * 1024;
 /// The same while messages are small.
-const READ_OF_SMALL_MESSAGES: usize = 32 * 1024;
+const READ_OF_SMALL_MESSAGES: u32 = 32 * 1024;
 
 /// The most rounds of a turn.
-pub(super) const ROUNDS: usize = 64;
+pub(super) const ROUNDS: u32 = 64;
 
 /// Average bytes of a message from which on reads are large.
 const LARGE_MESSAGE: usize = 1024;
@@ -53,7 +53,7 @@ impl Turn {
 
     /// One read of `bytes`, in which so many messages ended.
     pub(crate) fn spend_bytes(&mut self, bytes: usize, messages: usize) {
-        self.bytes += bytes;
+        self.bytes += bytes as u32;
         // The next messages are probably of the same size.
         self.read_size = match bytes >= messages * LARGE_MESSAGE {
             true => READ_OF_LARGE_MESSAGES,
@@ -65,12 +65,12 @@ impl Turn {
     /// queues do not overflow only because a sender is faster than the scheduler, and the next read brings
     /// more at once.
     pub(crate) fn owe_yields(&mut self, receivers: usize) {
-        self.yields += receivers / RECEIVERS_PER_YIELD;
+        self.yields += (receivers / RECEIVERS_PER_YIELD) as u32;
     }
 
     /// The most bytes of the next read.
     pub(crate) fn read_size(&self) -> usize {
-        self.read_size
+        self.read_size as usize
     }
 
     /// Whether other tasks are due to run.
@@ -96,6 +96,9 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SMALL: usize = READ_OF_SMALL_MESSAGES as usize;
+    const LARGE: usize = READ_OF_LARGE_MESSAGES as usize;
 
     /// How many yields end the turn.
     fn yields(mut turn: Turn) -> usize {
@@ -123,12 +126,12 @@ mod tests {
     #[test]
     fn a_turn_is_over_after_a_full_read() {
         let read = |bytes, messages| turn(|it| it.spend_bytes(bytes, messages));
-        assert_eq!(yields(read(READ_OF_SMALL_MESSAGES - 1, 1000)), 0);
-        assert_eq!(yields(read(READ_OF_SMALL_MESSAGES, 1000)), 1);
+        assert_eq!(yields(read(SMALL - 1, 1000)), 0);
+        assert_eq!(yields(read(SMALL, 1000)), 1);
         // Large messages, and the inside of one, are cheap by the byte.
-        assert_eq!(yields(read(READ_OF_SMALL_MESSAGES, 32)), 0);
-        assert_eq!(yields(read(READ_OF_LARGE_MESSAGES - 1, 0)), 0);
-        assert_eq!(yields(read(READ_OF_LARGE_MESSAGES, 0)), 1);
+        assert_eq!(yields(read(SMALL, 32)), 0);
+        assert_eq!(yields(read(LARGE - 1, 0)), 0);
+        assert_eq!(yields(read(LARGE, 0)), 1);
         // Short reads add up.
         let reads = turn(|it| (0..32).for_each(|_| it.spend_bytes(1024, 2)));
         assert_eq!(yields(reads), 1);

@@ -29,7 +29,7 @@ use crate::transport::write::{linger, try_flush, try_write, write};
 const UNREAD_MAX: u64 = 1 << 20;
 
 // An incomplete frame and the read behind it share the buffer.
-const _: () = assert!(PARTIAL_MAX + READ_OF_LARGE_MESSAGES <= BUFFER);
+const _: () = assert!(PARTIAL_MAX + READ_OF_LARGE_MESSAGES as usize <= BUFFER);
 
 /// One WebSocket on the server's side.
 #[derive(Debug)]

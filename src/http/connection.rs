@@ -52,7 +52,7 @@ pub(crate) struct Upgraded<S> {
     /// What follows on the stream.
     pub(crate) protocol: Protocol,
     /// What the client may do.
-    pub(crate) grant: Grant,
+    pub(crate) grant: Arc<Grant>,
 }
 
 /// What a connection has been upgraded to.

@@ -35,7 +35,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) membership: Membership,
-    pub(super) grant: Grant,
+    pub(super) grant: Arc<Grant>,
     /// The head of the answer of an event stream, which hyper does not write.
     pub(super) head: Option<Bytes>,
 }

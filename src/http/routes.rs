@@ -51,7 +51,7 @@ pub(super) struct Join {
     /// The head of the answer; its body is empty.
     pub(super) response: Response<Body>,
     pub(super) membership: Membership,
-    pub(super) grant: Grant,
+    pub(super) grant: Arc<Grant>,
     /// An excerpt of the unknown subprotocols that it offers, if any.
     pub(super) unknown_protocols: Option<String>,
 }
@@ -80,13 +80,13 @@ impl Routes {
     ///
     /// # Errors
     /// A [`Refusal`], which is then the answer.
-    pub(super) fn admit(&self, request: &Request) -> Result<(Cors, Grant), Refusal> {
+    pub(super) fn admit(&self, request: &Request) -> Result<(Cors, Arc<Grant>), Refusal> {
         if matches!(request.resource, Resource::Live | Resource::Ready) {
-            return Ok((Cors::default(), Grant::NONE));
+            return Ok((Cors::default(), Grant::NONE.into()));
         }
         let host = request.host()?;
         if request.wants_page() {
-            return Ok((Cors::default(), Grant::NONE));
+            return Ok((Cors::default(), Grant::NONE.into()));
         }
         let admitted = self.admission.check(&request.headers, host.as_ref())?;
         let Admitted { origin, grant } = admitted;
@@ -101,7 +101,7 @@ impl Routes {
     pub(super) async fn answer(
         &self,
         request: &Request,
-        grant: &Grant,
+        grant: &Arc<Grant>,
         body: Incoming,
         has_permit: bool,
         connection: &Link,
@@ -153,7 +153,7 @@ impl Routes {
     async fn upgrade(
         &self,
         request: &Request,
-        grant: &Grant,
+        grant: &Arc<Grant>,
         room: &RoomName,
     ) -> Result<Answer, Refusal> {
         grant.check_read()?;
@@ -183,7 +183,7 @@ impl Routes {
         Ok(Answer::WebSocket(Box::new(Join {
             response,
             membership,
-            grant: *grant,
+            grant: grant.clone(),
             unknown_protocols: unknown_protocols_of(headers),
         })))
     }
@@ -192,7 +192,7 @@ impl Routes {
     async fn events(
         &self,
         request: &Request,
-        grant: &Grant,
+        grant: &Arc<Grant>,
         room: &RoomName,
     ) -> Result<Answer, Refusal> {
         grant.check_read()?;
@@ -210,7 +210,7 @@ impl Routes {
         Ok(Answer::EventStream(Box::new(Join {
             response,
             membership,
-            grant: *grant,
+            grant: grant.clone(),
             unknown_protocols: None,
         })))
     }

@@ -1,4 +1,4 @@
-//! Publications that wait for their place in the log.
+//! Publications that wait for their place in the log, and what the store delivers.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{PublishError, RoomGuard};
+use super::{Hub, PublishError, RoomGuard};
 use crate::message::Unavailable;
-use crate::room::Delivery;
-use crate::store::Ticket;
+use crate::room::{Delivery, Placed};
+use crate::store::{Fed, Feed, Numbered, Ticket};
 
 /// Messages that are published.
 #[derive(Debug)]
@@ -88,5 +88,42 @@ impl Waiting {
     pub(super) fn conclude(self, answer: Result<Delivery, PublishError>) {
         self.answer.send(answer).ok();
         self.room_guard.room.conclude();
+    }
+}
+
+impl Feed for Hub {
+    fn deliver(&self, name: &str, messages: Numbered) -> Fed {
+        let Numbered {
+            first,
+            time,
+            frames,
+            ticket,
+        } = messages;
+        let waiting = ticket.and_then(|ticket| self.publications.take(ticket));
+        let Some(room) = self.open_room(name) else {
+            return Fed::Closed;
+        };
+        let receipts = waiting.as_ref().is_some_and(|it| it.receipts);
+        match room.deliver(first, time, frames, receipts) {
+            Placed::Delivered(delivery) | Placed::Duplicate(delivery) => {
+                self.settle(&room);
+                if let Some(waiting) = waiting {
+                    waiting.conclude(Ok(delivery));
+                }
+                Fed::Taken
+            }
+            Placed::Gap(next) => {
+                if let (Some(ticket), Some(waiting)) = (ticket, waiting) {
+                    self.publications.put_back(ticket, waiting);
+                }
+                Fed::Gap(next)
+            }
+        }
+    }
+
+    fn refuse(&self, ticket: Ticket, why: Unavailable) {
+        if let Some(waiting) = self.publications.take(ticket) {
+            waiting.conclude(Err(why.into()));
+        }
     }
 }

@@ -77,7 +77,8 @@ pub(super) struct Log {
     in_flight: usize,
     /// The server is shutting down: no more publications.
     sealed: bool,
-    /// The position at which the log of the store began anew, last.
+    /// How often the log of the store began anew, and at which position last.
+    pub(super) restarts: u32,
     pub(super) restarted_at: u64,
     /// Whether the hub has evicted the room: its history no longer counts.
     pub(super) evicted: bool,
@@ -284,6 +285,7 @@ impl Room {
                 behind: BTreeSet::new(),
                 in_flight: 0,
                 sealed: false,
+                restarts: 0,
                 restarted_at: 0,
                 evicted: false,
             }),
@@ -372,6 +374,7 @@ impl Room {
             log.ids.begin(first);
         } else if first.epoch > next.epoch {
             log.ids = Ids::new(position, first);
+            log.restarts += 1;
             log.restarted_at = position;
             log.history.clear();
         }
@@ -475,7 +478,6 @@ impl Room {
             room: self.clone(),
             receiver,
             key: Some(key),
-            epoch: log.ids.at(joined_at).epoch,
             encoding: follow.encoding,
             on_gap: follow.on_gap,
             source: Source::History,
@@ -484,9 +486,9 @@ impl Room {
             is_anywhere: self.archive.is_some() && !start.resumed,
             unacknowledged,
             next: start.next,
-            last: None,
+            last: (log.ids.at(joined_at), 0),
             joined_at,
-            restarted_at: log.restarted_at,
+            restarts: log.restarts,
             taken: Batches::new(),
         };
         // The only error here is that of a sealed room, which the first poll returns again.

@@ -26,28 +26,26 @@ pub(crate) struct Subscription {
     pub(super) receiver: Receiver,
     /// The key in the registry of the room; none after leaving.
     pub(super) key: Option<usize>,
-    /// The epoch of the last message yielded; before the first one, that of the log.
-    pub(super) epoch: u64,
     pub(super) encoding: Encoding,
     pub(super) on_gap: OnGap,
     pub(super) source: Source,
-    /// What is being read from the archive.
-    pub(super) reading: Option<Reading>,
+    /// Whether it begins with what the archive has: what is not there from before the join is not missed.
+    pub(super) is_anywhere: bool,
+    /// How often the log has begun anew, as far as this client has noticed.
+    pub(super) restarts: u32,
+    /// What is being read from the archive; boxed, as it is mostly none.
+    pub(super) reading: Option<Box<Reading>>,
     /// Messages evicted before they were read, and not yet reported by a gap event; [`UNKNOWN`] if
     /// their number is not known.
     pub(super) missed: u64,
-    /// Whether it begins with what the archive has: what is not there from before the join is not missed.
-    pub(super) is_anywhere: bool,
     /// What it still has to acknowledge.
     pub(super) unacknowledged: Unacknowledged,
     /// Position of the next message.
     pub(super) next: u64,
-    /// The last message yielded, and its position.
-    pub(super) last: Option<(MessageId, u64)>,
+    /// The last message yielded, and its position; position 0 and the epoch of the log before the first.
+    pub(super) last: (MessageId, u64),
     /// Position of the first message after the join.
     pub(super) joined_at: u64,
-    /// Where the log began anew, last, as far as this client has noticed.
-    pub(super) restarted_at: u64,
     /// Taken from history or queue, and not yet yielded.
     pub(super) taken: Batches,
 }
@@ -111,7 +109,7 @@ impl Subscription {
                 break;
             }
             if let Some(reading) = &mut self.reading {
-                let batches = ready!(reading.as_mut().poll(cx));
+                let batches = ready!(reading.as_mut().as_mut().poll(cx));
                 self.reading = None;
                 self.take_archived(batches)?;
                 continue;
@@ -150,17 +148,17 @@ impl Subscription {
 
     /// Whether a receipt is requested for all messages yielded so far; resets the request.
     pub(crate) fn take_ping_request(&mut self) -> bool {
-        self.last.is_some_and(|(_, position)| {
-            let receipts = &self.room.receipts;
-            receipts.take_ping_request(&mut self.unacknowledged, position)
-        })
+        let (_, position) = self.last;
+        let receipts = &self.room.receipts;
+        receipts.take_ping_request(&mut self.unacknowledged, position)
     }
 
     /// The client acknowledged all messages up to `id`; an id beyond the last message yielded is ignored,
     /// and one of an earlier epoch.
     pub(crate) fn acknowledge(&mut self, id: MessageId) {
+        let (last, position) = self.last;
         if self.key.is_some()
-            && let Some((last, position)) = self.last
+            && position > 0
             && id.epoch == last.epoch
             && let Some(later) = last.seq.checked_sub(id.seq)
         {
@@ -181,14 +179,15 @@ impl Subscription {
         encoded.messages_from(batch.index(from))
     }
 
-    /// The epoch of the ids in this log.
+    /// The epoch of the last message yielded; before the first one, that of the log.
     pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
+        self.last.0.epoch
     }
 
     /// The last message yielded, if any.
     pub(crate) fn last(&self) -> Option<MessageId> {
-        self.last.map(|(id, _)| id)
+        let (id, position) = self.last;
+        (position > 0).then_some(id)
     }
 
     pub(super) fn lock_and_read(&mut self) -> Result<(), Disconnect> {
@@ -205,8 +204,8 @@ impl Subscription {
             Behaviour::Echo => self.joined_at,
             Behaviour::Broadcast => log.history.next(),
         };
-        if self.restarted_at != log.restarted_at {
-            self.restarted_at = log.restarted_at;
+        if self.restarts != log.restarts {
+            self.restarts = log.restarts;
             // What was in the log before is not in it any more.
             if self.next < log.restarted_at {
                 self.skip(log.restarted_at, UNKNOWN)?;
@@ -217,7 +216,7 @@ impl Subscription {
             && let (Some(archive), Some(key)) = (&self.room.archive, self.key)
         {
             let reading = archive::read(&**archive, log.ids.offset(), self.next..retained_from);
-            self.reading = Some(reading);
+            self.reading = Some(Box::new(reading));
             log.set_reads(key, Reads::Archive);
             return Ok(());
         }
@@ -250,11 +249,11 @@ impl Subscription {
 
     /// Takes what was read from the archive. What that has not is missing, up to what the history has.
     fn take_archived(&mut self, batches: Vec<Arc<Batch>>) -> Result<(), Disconnect> {
-        let (retained_from, restarted_at) = {
+        let (retained_from, restarts) = {
             let log = self.room.log.lock();
-            (log.history.retained_from(), log.restarted_at)
+            (log.history.retained_from(), log.restarts)
         };
-        if self.restarted_at != restarted_at {
+        if self.restarts != restarts {
             // They may be of another log.
             return Ok(());
         }
@@ -272,7 +271,7 @@ impl Subscription {
         let skipped = self.next..position;
         self.room.receipts.skip(&mut self.unacknowledged, skipped);
         self.next = position;
-        if self.is_anywhere && self.last.is_none() && position <= self.joined_at {
+        if self.is_anywhere && self.last.1 == 0 && position <= self.joined_at {
             return Ok(());
         }
         if self.on_gap == OnGap::Close {
@@ -294,8 +293,7 @@ impl Subscription {
             let (from, last, end) = (self.next, batch.last_id(), batch.positions().end);
             frames.push(self.encode(&batch, from));
             self.next = end;
-            self.epoch = last.epoch;
-            self.last = Some((last, end - 1));
+            self.last = (last, end - 1);
         }
         if taken.capacity() <= KEPT_CAPACITY {
             self.taken = taken;
