@@ -5,6 +5,7 @@ pub(crate) mod budget;
 pub(crate) mod event_stream;
 pub(crate) mod heartbeat;
 pub(crate) mod message_log;
+mod publishing;
 pub(crate) mod record;
 pub(crate) mod session;
 pub(crate) mod turn;

@@ -1,26 +1,25 @@
 //! The registry of rooms by name: joining, leaving, and eviction when space runs out.
 
 mod membership;
+mod opening;
 #[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
 mod publications;
 mod ranking;
 mod room_guard;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use futures_util::future::{BoxFuture, Shared};
-use futures_util::{FutureExt, TryFutureExt};
 use parking_lot::Mutex;
 
 use crate::config::{Config, History, Limits, Service};
-use crate::format::{Batch, Plain};
+use crate::format::Plain;
 use crate::message::Unavailable;
 use crate::room::reader::{Part, Reader};
-use crate::room::{Archive, Behaviour, Follow, Origin, Room, Sealed, Total};
-use crate::store::{Backend, Opened, Opening, Store};
+use crate::room::{Behaviour, Follow, Room, Sealed, Total};
+use crate::store::Store;
+use opening::State;
 use publications::Publications;
 use ranking::{Ranked, Ranking};
 use room_guard::Place;
@@ -65,26 +64,6 @@ struct Entry {
     clients: usize,
     /// The value of `departures` when it became empty.
     departed: u64,
-}
-
-/// A room, or the wait for it.
-#[derive(Debug, Clone)]
-enum State {
-    Open(Arc<Room>),
-    Opening(Shared<BoxFuture<'static, Result<Arc<Room>, Unavailable>>>),
-}
-
-/// The way of a room to its messages in the store.
-#[derive(Debug)]
-struct Shelf {
-    backend: Arc<dyn Backend>,
-    name: Arc<str>,
-}
-
-impl Archive for Shelf {
-    fn read(&self, seqs: Range<u64>) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>> {
-        self.backend.read(&self.name, seqs)
-    }
 }
 
 /// Why a room cannot be joined.
@@ -211,43 +190,6 @@ impl Hub {
             name: name.into(),
         };
         Ok((place, entry.state.clone()))
-    }
-
-    /// Opens the room `name` with this behaviour.
-    fn open(self: &Arc<Self>, name: &Arc<str>, behaviour: Behaviour) -> State {
-        let archive = self.store.backend().map(|backend| {
-            let (backend, name) = (backend.clone(), name.clone());
-            Arc::new(Shelf { backend, name }) as Arc<dyn Archive>
-        });
-        let (history, limits) = (self.history.clone(), self.limits.clone());
-        let total = self.total.clone();
-        let room = move |Opened { next, tail }| {
-            let origin = Origin {
-                next,
-                tail,
-                archive,
-            };
-            Arc::new(Room::new(behaviour, &history, &limits, origin, total))
-        };
-        match self.store.open(name) {
-            Opening::Now(opened) => State::Open(room(opened)),
-            Opening::Later(opened) => State::Opening(opened.map_ok(room).boxed().shared()),
-        }
-    }
-
-    /// The room `name` has been opened.
-    fn set_open(&self, name: &str, room: &Arc<Room>) {
-        let mut rooms = self.rooms.lock();
-        let is_sealed = rooms.sealed;
-        let entry = rooms.by_name.get_mut(name).expect("a place keeps it");
-        if let State::Opening(_) = entry.state {
-            entry.state = State::Open(room.clone());
-            if is_sealed {
-                room.seal();
-            }
-            drop(rooms);
-            self.settle(room);
-        }
     }
 
     /// Reads at most `limit` messages of the room `name`; none where nothing is kept of it.

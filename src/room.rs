@@ -5,6 +5,7 @@ pub(crate) mod behaviour;
 pub(crate) mod copies;
 pub(crate) mod history;
 pub(crate) mod ids;
+pub(crate) mod join;
 pub(crate) mod log;
 #[cfg(test)]
 mod models;
@@ -14,9 +15,12 @@ pub(crate) mod reader;
 pub(crate) mod receipts;
 pub(crate) mod subscription;
 mod sync;
+pub(crate) mod total;
 
 pub(crate) use archive::Archive;
 pub(crate) use behaviour::Behaviour;
-pub(crate) use log::{Delivery, Follow, OnGap, Origin, Placed, Room, Sealed, Start, Total};
+pub(crate) use join::{Follow, OnGap, Start};
+pub(crate) use log::{Delivery, Origin, Placed, Room, Sealed};
 pub(crate) use name::RoomName;
 pub(crate) use subscription::Subscription;
+pub(crate) use total::Total;

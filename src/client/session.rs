@@ -6,50 +6,49 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::Span;
 
-use crate::admission::{Forbidden, Grant};
+use crate::admission::Grant;
 use crate::client::Settings;
 use crate::client::alarm::Alarm;
 use crate::client::budget::Budget;
 use crate::client::heartbeat::{Beat, Heartbeat};
-use crate::client::message_log;
 use crate::client::record::ConnectionRecord;
-use crate::client::unplaced::{Sent, Unplaced};
+use crate::client::unplaced::Unplaced;
 use crate::client::websocket::WebSocket;
 use crate::disconnect::Disconnect;
-use crate::format::{BatchBuilder, ErrorCode, Event, Frames, Outbox, Plain};
-use crate::hub::{Membership, Publication, PublishError, RoomGuard};
+use crate::format::{BatchBuilder, Outbox, Plain};
+use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
 use crate::protocol::frame;
-use crate::room::{Behaviour, Delivery, Subscription};
+use crate::room::{Behaviour, Subscription};
 use crate::transport::Transport;
 
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
 #[derive(Debug)]
 pub(crate) struct Session<S> {
-    settings: Arc<Settings>,
-    socket: WebSocket<S>,
-    subscription: Subscription,
-    room_guard: RoomGuard,
-    grant: Arc<Grant>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) socket: WebSocket<S>,
+    pub(super) subscription: Subscription,
+    pub(super) room_guard: RoomGuard,
+    pub(super) grant: Arc<Grant>,
     heartbeat: Option<Box<Heartbeat>>,
     /// For the earliest of all [deadlines](Self::due).
     alarm: Alarm,
     plain: Arc<Plain>,
     /// The last message echoed, in an echo room.
-    last_echoed: Option<MessageId>,
+    pub(super) last_echoed: Option<MessageId>,
     /// The newest id from a pong, not yet passed on as an acknowledgement.
     receipt: Option<MessageId>,
     /// Messages read and not yet published.
-    batch_builder: BatchBuilder,
+    pub(super) batch_builder: BatchBuilder,
     /// What waits for the store, if anything does.
-    unplaced: Option<Box<Unplaced>>,
+    pub(super) unplaced: Option<Box<Unplaced>>,
     /// Chunks to write next.
-    outbox: Outbox,
-    record: ConnectionRecord,
+    pub(super) outbox: Outbox,
+    pub(super) record: ConnectionRecord,
 }
 
 /// Why a turn ends, other than with nothing to read and nothing to write.
@@ -220,149 +219,8 @@ impl<S: Transport> Session<S> {
         self.socket.poll_read(cx, sink)
     }
 
-    /// Waits until the store keeps up with what is published.
-    fn poll_may_publish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.unplaced.is_none() && self.room_guard.is_ready() {
-            return Poll::Ready(());
-        }
-        let unplaced = self.unplaced.get_or_insert_default();
-        let ready = unplaced.poll_ready(cx, &self.room_guard);
-        if ready.is_pending() {
-            self.socket.pause_reads();
-        } else if unplaced.is_empty() {
-            self.unplaced = None;
-        }
-        ready
-    }
-
-    /// Publishes the messages read, batch by batch.
-    fn publish_read(&mut self) -> Result<(), Disconnect> {
-        self.note_received();
-        self.take_receipt();
-        let mut queues = 0;
-        while let Some(frames) = self.batch_builder.take() {
-            queues = self.publish(frames)?;
-        }
-        self.socket.turn.owe_yields(queues);
-        Ok(())
-    }
-
-    /// Publishes a batch; returns how many queues it was put into.
-    fn publish(&mut self, frames: Frames) -> Result<usize, Disconnect> {
-        let span = &self.record.span;
-        let sent = Sent {
-            first: self.record.received + 1,
-            count: frames.len() as u64,
-        };
-        self.record.received += sent.count;
-        if self.settings.log_messages {
-            message_log::received(span, &frames);
-        }
-        if !self.grant.may_publish {
-            let why = Forbidden::Publish.into();
-            self.reject(sent, ErrorCode::Forbidden, None, why)?;
-            return Ok(0);
-        }
-        match self.room_guard.publish(frames, false) {
-            Ok(Publication::Delivered(delivery)) => self.answer(sent, Ok(delivery)),
-            Err(error) => self.answer(sent, Err(error)),
-            Ok(Publication::Pending(pending)) => {
-                self.unplaced.get_or_insert_default().push(sent, pending);
-                Ok(0)
-            }
-        }
-    }
-
-    /// Answers the client for messages that it sent: with their echo, in an echo room, or with an error
-    /// where they are in no log. Returns how many queues they were put into.
-    fn answer(
-        &mut self,
-        sent: Sent,
-        outcome: Result<Delivery, PublishError>,
-    ) -> Result<usize, Disconnect> {
-        let Delivery { batch, queues, .. } = match outcome {
-            Ok(delivery) => delivery,
-            // The session still drains the log before it ends.
-            Err(PublishError::Sealed) => return Ok(0),
-            Err(PublishError::Unavailable(why)) => {
-                let (code, time) = (ErrorCode::Unavailable, why.retry_after.as_secs_f64());
-                self.reject(sent, code, Some(time), Disconnect::Unavailable)?;
-                return Ok(0);
-            }
-        };
-        match self.room_guard.behaviour() {
-            Behaviour::Echo => {
-                self.record.sent += batch.len() as u64;
-                self.last_echoed = Some(batch.last_id());
-                let first = batch.positions().start;
-                self.outbox.push(self.subscription.encode(&batch, first));
-            }
-            Behaviour::Broadcast if self.settings.log_messages => {
-                message_log::broadcasting(&self.record.span, batch.frames());
-            }
-            Behaviour::Broadcast => {}
-        }
-        Ok(queues)
-    }
-
-    /// Reports that messages of the client are in no log.
-    ///
-    /// # Errors
-    /// `why`, where the format of the client has no event for that.
-    fn reject(
-        &mut self,
-        sent: Sent,
-        code: ErrorCode,
-        retry_after: Option<f64>,
-        why: Disconnect,
-    ) -> Result<(), Disconnect> {
-        let encoding = self.subscription.encoding();
-        let errors = (sent.first..sent.first + sent.count).map_while(|message| {
-            encoding.event(&Event::Error {
-                code,
-                message,
-                retry_after,
-            })
-        });
-        let before = self.outbox.len();
-        self.outbox.extend(errors);
-        match self.outbox.len() > before {
-            true => Ok(()),
-            false => Err(why),
-        }
-    }
-
-    /// Answers for the publications that the store has placed or refused; returns whether the answers
-    /// wait for the socket.
-    fn poll_outcomes(&mut self, cx: &mut Context<'_>) -> Result<bool, Disconnect> {
-        while let Some(unplaced) = &mut self.unplaced
-            && let Poll::Ready((sent, outcome)) = unplaced.poll_outcome(cx)
-        {
-            let queues = self.answer(sent, outcome)?;
-            self.socket.turn.owe_yields(queues);
-        }
-        Ok(!self.socket.try_write(&mut self.outbox)?)
-    }
-
-    /// Waits for the publications that are in the store, and writes the answers, all within the close
-    /// timeout.
-    async fn write_outcomes(&mut self) {
-        let limit = self.settings.times.close_timeout.get();
-        let outcomes = async {
-            while let Some(unplaced) = &mut self.unplaced
-                && unplaced.has_publications()
-            {
-                let (sent, outcome) = poll_fn(|cx| unplaced.poll_outcome(cx)).await;
-                self.answer(sent, outcome)?;
-                self.write().await?;
-            }
-            Ok::<(), Disconnect>(())
-        };
-        timeout(limit, outcomes).await.ok();
-    }
-
     /// Writes the whole outbox, and waits for the socket where necessary.
-    async fn write(&mut self) -> Result<(), Disconnect> {
+    pub(super) async fn write(&mut self) -> Result<(), Disconnect> {
         let waited = self.socket.write(&mut self.outbox).await?;
         if waited && let Some(heartbeat) = &mut self.heartbeat {
             let written = self.socket.written();
@@ -399,7 +257,6 @@ impl<S: Transport> Session<S> {
                     heartbeat.pinged(Instant::now(), written, last);
                 }
             }
-            Beat::GiveUp if self.unplaced.is_some() => self.socket.pause_reads(),
             Beat::GiveUp => self.read_before_giving_up().await?,
         }
         Ok(())
@@ -417,7 +274,7 @@ impl<S: Transport> Session<S> {
     }
 
     /// Passes on the client's last pong, which acknowledges all messages up to its id.
-    fn take_receipt(&mut self) {
+    pub(super) fn take_receipt(&mut self) {
         let Some(id) = self.receipt.take() else {
             return;
         };
@@ -444,7 +301,7 @@ impl<S: Transport> Session<S> {
     }
 
     /// Passes on to the heartbeat whether bytes were received, and returns it.
-    fn note_received(&mut self) -> bool {
+    pub(super) fn note_received(&mut self) -> bool {
         let has_received = self.socket.take_received();
         if has_received && let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.received();

@@ -163,7 +163,7 @@ impl History {
     /// without it; queues that have the same batch keep it.
     pub(crate) fn keep_copy(&mut self, batch: &Arc<Batch>, bytes: usize, fits: bool) {
         let last = batch.positions().end - 1;
-        let held = self.batches.get(self.position(last));
+        let held = self.batches.get(self.index(last));
         if !held.is_some_and(|it| Arc::ptr_eq(it, batch)) {
             return;
         }
@@ -175,14 +175,14 @@ impl History {
         }
     }
 
-    /// The batches from position `seq` on, oldest first; the first may begin before `seq`.
-    pub(crate) fn batches_from(&self, seq: u64) -> impl Iterator<Item = &Arc<Batch>> {
-        self.batches.range(self.position(seq)..)
+    /// The batches from `position` on, oldest first; the first may begin before that.
+    pub(crate) fn batches_from(&self, position: u64) -> impl Iterator<Item = &Arc<Batch>> {
+        self.batches.range(self.index(position)..)
     }
 
     fn trim_replay(&mut self) {
         let Limit { messages, bytes } = self.limit;
-        let mut at = self.position(self.replay_from);
+        let mut at = self.index(self.replay_from);
         // Whole batches first: with a small bound that is all, and no message is counted alone.
         while let Some(batch) = self.batches.get(at)
             && batch.positions().start == self.replay_from
@@ -221,7 +221,7 @@ impl History {
     /// Goes on without the copies of the batch whose last message is `last`.
     fn drop_copies(&mut self, last: u64) {
         self.forget_copies(last);
-        let at = self.position(last);
+        let at = self.index(last);
         self.batches[at] = Arc::new(self.batches[at].without_copies());
     }
 
@@ -255,10 +255,10 @@ impl History {
         }
     }
 
-    /// The index of the batch that contains the message `seq`.
-    fn position(&self, seq: u64) -> usize {
+    /// The index of the batch that contains the message at `position`.
+    fn index(&self, position: u64) -> usize {
         self.batches
-            .partition_point(|batch| batch.positions().end <= seq)
+            .partition_point(|batch| batch.positions().end <= position)
     }
 }
 

@@ -1,16 +1,14 @@
 //! The ids of a log: which message each position has.
 
-use smallvec::{SmallVec, smallvec};
-
 use crate::message::MessageId;
 
-/// The ids of the messages of a log, whose sequence numbers go on from one epoch to the next.
+/// The ids of the messages of a log. A new epoch goes on with the sequence numbers, or begins anew.
 #[derive(Debug)]
 pub(super) struct Ids {
-    /// What a position is beyond the sequence number there: 0 until the log begins anew.
+    /// What a position is beyond the sequence number there, modulo 2^64: 0 until the log begins anew.
     offset: u64,
-    /// The first ids of the epochs, in order; the last epoch has the ids to come.
-    epochs: SmallVec<[MessageId; 1]>,
+    /// The first id of the epoch, as far as it is known.
+    first: MessageId,
 }
 
 /// Where the message behind a given one is.
@@ -24,42 +22,27 @@ pub(super) enum Located {
     Nowhere,
 }
 
-/// Epochs that are remembered; of earlier ones, an archive may know the ids.
-const EPOCHS_MAX: usize = 8;
-
 impl Ids {
-    /// The ids of a log whose first known message, which may be the next one, is `first`, at `position`.
+    /// The ids of a log whose epoch begins, as far as it is known, with `first` at `position`: that may be
+    /// the next message.
     pub(super) fn new(position: u64, first: MessageId) -> Self {
         Self {
             offset: position.wrapping_sub(first.seq),
-            epochs: smallvec![first],
+            first,
         }
     }
 
-    /// From the message `first` on, its epoch is that of the ids.
-    pub(super) fn begin(&mut self, first: MessageId) {
-        if self.epochs.len() == EPOCHS_MAX {
-            self.epochs.remove(0);
-        }
-        self.epochs.push(first);
-    }
-
-    /// The id of the message at `position`; of one before all that is known, the epoch is a guess.
+    /// The id of the message at `position`; of one before the epoch, only the sequence number is right.
     pub(super) fn at(&self, position: u64) -> MessageId {
-        let seq = self.seq(position);
-        let first = self.epochs.iter().rfind(|first| first.seq <= seq);
-        let epoch = first.unwrap_or(&self.epochs[0]).epoch;
-        MessageId { epoch, seq }
+        MessageId {
+            seq: position.wrapping_sub(self.offset),
+            ..self.first
+        }
     }
 
     /// What a position is beyond the sequence number there, modulo 2^64.
     pub(super) fn offset(&self) -> u64 {
         self.offset
-    }
-
-    /// The sequence number at `position`.
-    pub(super) fn seq(&self, position: u64) -> u64 {
-        position.wrapping_sub(self.offset)
     }
 
     /// The position of the message with the sequence number `seq`.
@@ -69,22 +52,15 @@ impl Ids {
 
     /// Where the message behind `id` is, in a log whose next message is at `next`.
     pub(super) fn locate(&self, id: MessageId, next: u64) -> Located {
-        let mut end = self.seq(next);
-        for first in self.epochs.iter().rev() {
-            // Before its first message is where a log begins.
-            let begins = if first.seq == 1 { 0 } else { first.seq };
-            if id.epoch == first.epoch && id.seq >= begins {
-                return match id.seq < end {
-                    true => Located::At(self.position(id.seq + 1)),
-                    false => Located::Nowhere,
-                };
-            }
-            end = first.seq;
-        }
-        let earliest = self.epochs[0];
-        match id.epoch <= earliest.epoch && id.seq < earliest.seq {
-            true => Located::Earlier(self.position(id.seq + 1)),
-            false => Located::Nowhere,
+        let Self { first, .. } = *self;
+        // Before its first message is where a log begins.
+        let begins = if first.seq == 1 { 0 } else { first.seq };
+        if id.epoch == first.epoch && (begins..self.at(next).seq).contains(&id.seq) {
+            Located::At(self.position(id.seq + 1))
+        } else if id.epoch <= first.epoch && id.seq < first.seq {
+            Located::Earlier(self.position(id.seq + 1))
+        } else {
+            Located::Nowhere
         }
     }
 }
@@ -115,19 +91,15 @@ mod tests {
     }
 
     #[test]
-    fn sequence_numbers_go_on_in_a_new_epoch() {
-        let mut ids = Ids::new(100, id(7, 100));
-        ids.begin(id(8, 110));
-        assert_eq!((ids.at(109), ids.at(110)), (id(7, 109), id(8, 110)));
+    fn only_an_archive_knows_what_was_before_the_epoch() {
+        let ids = Ids::new(110, id(8, 110));
+        assert_eq!((ids.at(109).seq, ids.at(110)), (109, id(8, 110)));
         for (asked, expected) in [
             (id(7, 50), Located::Earlier(51)),
-            (id(5, 50), Located::Earlier(51)),
-            (id(8, 50), Located::Nowhere),
-            (id(7, 100), Located::At(101)),
-            (id(7, 109), Located::At(110)),
+            (id(8, 109), Located::Earlier(110)),
+            (id(9, 109), Located::Nowhere),
             // The message 110 is one of the other epoch.
             (id(7, 110), Located::Nowhere),
-            (id(8, 109), Located::Nowhere),
             (id(8, 110), Located::At(111)),
             (id(8, 120), Located::Nowhere),
         ] {
@@ -139,7 +111,7 @@ mod tests {
     fn positions_go_on_where_sequence_numbers_begin_anew() {
         let ids = Ids::new(50, id(8, 31));
         assert_eq!(ids.at(51), id(8, 32));
-        assert_eq!((ids.seq(49), ids.position(30)), (30, 49));
+        assert_eq!((ids.at(49).seq, ids.position(30)), (30, 49));
         assert_eq!(ids.locate(id(8, 32), 60), Located::At(52));
         assert_eq!(ids.locate(id(7, 30), 60), Located::Earlier(50));
         assert_eq!(ids.locate(id(7, 40), 60), Located::Nowhere);

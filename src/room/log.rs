@@ -1,9 +1,9 @@
-//! The log of a room: appending, fan-out, joining.
+//! The log of a room: appending and fan-out.
 
 use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 use slab::Slab;
@@ -11,14 +11,14 @@ use slab::Slab;
 use super::archive::Archive;
 use super::behaviour::Behaviour;
 use super::history::History;
-use super::ids::{Ids, Located};
-use super::queue::{self, Batches, Bound, Sender};
-use super::receipts::{Collector, Receipts, Unacknowledged};
-use super::subscription::{Source, Subscription};
+use super::ids::Ids;
+use super::queue::{Bound, Sender};
+use super::receipts::{Collector, Receipts};
 use super::sync::Mutex;
+use super::total::Total;
 use crate::config::{self, Limits};
-use crate::format::{Batch, Encoding, Frames};
-use crate::message::{MessageId, Unavailable};
+use crate::format::{Batch, Frames};
+use crate::message::MessageId;
 
 /// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
 /// messages through its queue.
@@ -38,30 +38,6 @@ pub(crate) struct Room {
     pub(super) total: Arc<Total>,
     /// The most of that memory.
     pub(super) total_limit: usize,
-}
-
-/// Memory of all histories.
-#[derive(Debug, Default)]
-pub(crate) struct Total {
-    bytes: AtomicUsize,
-    /// Whether a room may have outgrown its rank by something else than a publication.
-    pub(crate) outgrown: AtomicBool,
-}
-
-impl Total {
-    /// Bytes of all histories.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Adds `bytes`, unless that would exceed `limit`; returns whether it did.
-    pub(super) fn reserve(&self, bytes: usize, limit: usize) -> bool {
-        let add = |total: usize| total.checked_add(bytes).filter(|it| *it <= limit);
-        let added = self
-            .bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        added.is_ok()
-    }
 }
 
 #[derive(Debug)]
@@ -113,74 +89,7 @@ pub(crate) struct Origin {
     pub(crate) archive: Option<Arc<dyn Archive>>,
 }
 
-/// How a client subscribes to a room.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Follow {
-    /// The encoding of its events.
-    pub(crate) encoding: Encoding,
-    /// Whether it can acknowledge messages.
-    pub(crate) acknowledges: bool,
-    /// What happens where messages are evicted before it has read them.
-    pub(crate) on_gap: OnGap,
-    /// The last message that it received before it reconnected, if it did.
-    pub(crate) since: Option<MessageId>,
-}
-
-/// What happens to a client where messages are evicted before it has read them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnGap {
-    /// It is closed as behind, as it could not learn of the gap.
-    Close,
-    /// It gets a gap event and goes on behind it.
-    Report,
-}
-
-impl Default for Follow {
-    /// Any WebSocket client.
-    fn default() -> Self {
-        Self {
-            encoding: Encoding::Plain,
-            acknowledges: true,
-            on_gap: OnGap::Close,
-            since: None,
-        }
-    }
-}
-
-/// Where a subscription starts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Start {
-    /// Position of its first message.
-    pub(crate) next: u64,
-    /// The newest message of the room at the join, if there ever was one.
-    pub(crate) last: Option<MessageId>,
-    /// Whether the subscription continues after the requested id without a gap.
-    pub(crate) resumed: bool,
-    /// How many messages after that id are skipped; none where the id is not of this log.
-    pub(crate) missed: Option<u64>,
-}
-
 impl Log {
-    /// Where a client starts that has the messages up to `since`, as [`find`](Room::find) has it.
-    pub(super) fn start(&self, since: Option<Located>) -> Start {
-        let (first, end) = (self.history.replay_from(), self.history.next());
-        let last = Some(self.ids.at(end.saturating_sub(1))).filter(|last| last.seq > 0);
-        let (next, resumed, missed) = match since {
-            None => (first, false, Some(0)),
-            Some(Located::At(next)) if next < self.history.retained_from() => {
-                (first, false, Some(first - next))
-            }
-            Some(Located::At(next) | Located::Earlier(next)) => (next, true, Some(0)),
-            Some(Located::Nowhere) => (first, false, None),
-        };
-        Start {
-            next,
-            last,
-            resumed,
-            missed,
-        }
-    }
-
     /// Whether no more messages come.
     pub(super) fn is_ended(&self) -> bool {
         self.sealed && self.in_flight == 0
@@ -263,16 +172,12 @@ impl Room {
         if archive.is_some() {
             history = history.archived(first.seq);
         }
-        let mut ids = Ids::new(first.seq, first);
+        let of_epoch = tail.iter().map(Batch::first_id);
+        let of_epoch = of_epoch.filter(|id| id.epoch == next.epoch).min();
+        let of_epoch = of_epoch.unwrap_or(next);
+        let ids = Ids::new(of_epoch.seq, of_epoch);
         for batch in tail {
-            let (position, first) = (history.next(), batch.first_id());
-            if ids.at(position) != first {
-                ids.begin(first);
-            }
             history.push(&Arc::new(batch), None);
-        }
-        if ids.at(history.next()) != next {
-            ids.begin(next);
         }
         let room = Self {
             behaviour,
@@ -370,13 +275,13 @@ impl Room {
         if first.epoch == next.epoch && first.seq > next.seq {
             return Placed::Gap(next);
         }
-        if first.epoch > next.epoch && first.seq == next.seq {
-            log.ids.begin(first);
-        } else if first.epoch > next.epoch {
+        if first.epoch > next.epoch {
             log.ids = Ids::new(position, first);
-            log.restarts += 1;
-            log.restarted_at = position;
-            log.history.clear();
+            if first.seq != next.seq {
+                log.restarts += 1;
+                log.restarted_at = position;
+                log.history.clear();
+            }
         }
         let batch = Arc::new(Batch::new(position, first, time, frames));
         Placed::Delivered(self.fan_out(&mut log, batch, receipts))
@@ -416,86 +321,6 @@ impl Room {
         }
     }
 
-    /// Where the message behind `id` is. Where only the archive can tell, `is_archived` is what it told.
-    pub(super) fn find(&self, log: &Log, id: MessageId, is_archived: bool) -> Located {
-        match self.locate(log, id) {
-            Located::Earlier(_) if !is_archived => Located::Nowhere,
-            located => located,
-        }
-    }
-
-    /// Where the message behind `id` is: [earlier](Located::Earlier) if only the archive can tell.
-    fn locate(&self, log: &Log, id: MessageId) -> Located {
-        match log.ids.locate(id, log.history.next()) {
-            Located::At(next) if self.archive.is_some() && next < log.history.retained_from() => {
-                Located::Earlier(next)
-            }
-            Located::Earlier(_) if self.archive.is_none() => Located::Nowhere,
-            located => located,
-        }
-    }
-
-    /// Whether the archive has `id`, where nothing else can tell: it has that message, or forgot it last.
-    ///
-    /// # Errors
-    /// [`Unavailable`] if the archive cannot be asked.
-    pub(crate) async fn is_archived(&self, id: MessageId) -> Result<bool, Unavailable> {
-        let Some(archive) = &self.archive else {
-            return Ok(false);
-        };
-        if !matches!(self.locate(&self.log.lock(), id), Located::Earlier(_)) {
-            return Ok(false);
-        }
-        let found = archive.read(id.seq..id.seq.saturating_add(2)).await?;
-        let first = found.first().map(Batch::first_id);
-        Ok(first.is_some_and(|first| {
-            first.epoch == id.epoch && (first.seq == id.seq || first.seq == id.seq + 1)
-        }))
-    }
-
-    /// Subscribes to the log: first the history, then live messages, without a gap between them.
-    ///
-    /// It starts after the id in `follow`, where all later messages are retained or that id
-    /// [is archived](Self::is_archived), and else with the whole replay.
-    pub(crate) fn subscribe(
-        self: &Arc<Self>,
-        follow: Follow,
-        is_archived: bool,
-    ) -> (Subscription, Start) {
-        let mut log = self.log.lock();
-        let since = follow.since.map(|id| self.find(&log, id, is_archived));
-        let start = log.start(since);
-        let joined_at = log.history.next();
-        let (sender, receiver) = queue::channel();
-        let key = log.registry.insert(Member {
-            sender,
-            reads: Reads::Archive,
-        });
-        let unacknowledged = Unacknowledged::new(follow.acknowledges, joined_at);
-        log.acknowledging += usize::from(unacknowledged.is_possible());
-        log.set_reads(key, Reads::History(start.next));
-        let mut subscription = Subscription {
-            room: self.clone(),
-            receiver,
-            key: Some(key),
-            encoding: follow.encoding,
-            on_gap: follow.on_gap,
-            source: Source::History,
-            reading: None,
-            missed: 0,
-            is_anywhere: self.archive.is_some() && !start.resumed,
-            unacknowledged,
-            next: start.next,
-            last: (log.ids.at(joined_at), 0),
-            joined_at,
-            restarts: log.restarts,
-            taken: Batches::new(),
-        };
-        // The only error here is that of a sealed room, which the first poll returns again.
-        subscription.read_history(&mut log).ok();
-        (subscription, start)
-    }
-
     /// What it does with a message.
     pub(crate) fn behaviour(&self) -> Behaviour {
         self.behaviour
@@ -513,68 +338,24 @@ impl Room {
         let log = self.log.lock();
         log.history.retained_from() == log.history.next()
     }
-
-    /// Drops the oldest copies, and then evicts the oldest messages, until the rest takes at most `bytes`
-    /// of memory.
-    pub(crate) fn trim_to(&self, bytes: usize) {
-        let mut log = self.log.lock();
-        log.history.trim_to(bytes);
-        self.account(&log.history);
-    }
-
-    /// Subtracts the history from the total, before the room is dropped.
-    pub(crate) fn write_off(&self) {
-        // With the lock, as a reader may count a copy just now.
-        let mut log = self.log.lock();
-        log.evicted = true;
-        let bytes = self.bytes.swap(0, Ordering::Relaxed);
-        self.total.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes of memory of the history.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// The rank that the hub assigns by these bytes; 0 for none.
-    pub(crate) fn rank(&self) -> &AtomicUsize {
-        &self.rank
-    }
-
-    /// Updates both counts of bytes after a change of the history.
-    pub(super) fn account(&self, history: &History) {
-        let (before, now) = (self.bytes(), history.bytes());
-        if now != before {
-            self.bytes.store(now, Ordering::Relaxed);
-            self.total
-                .bytes
-                .fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.write_off();
-    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-
-    use bytes::Bytes;
-    use proptest::prelude::*;
-
     use std::task::{Context, Poll, Waker};
 
+    use bytes::Bytes;
     use futures_util::FutureExt;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::config::{Config, Mode, Size};
     use crate::disconnect::Disconnect;
+    use crate::format::Encoding;
     use crate::format::{BatchBuilder, Outbox, Plain};
     use crate::message::Kind;
     use crate::room::reader::{Part, Piece};
+    use crate::room::{Follow, OnGap, Subscription};
 
     const NO_PREFIX: Option<String> = Some(String::new());
 

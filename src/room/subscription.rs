@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::archive::{self, Reading};
 use super::behaviour::Behaviour;
-use super::log::{Log, OnGap, Reads, Room};
+use super::join::OnGap;
+use super::log::{Log, Reads, Room};
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
 use crate::disconnect::Disconnect;
@@ -173,7 +174,7 @@ impl Subscription {
         self.encoding
     }
 
-    /// The messages of `batch` from sequence number `from` on, in the encoding of this client.
+    /// The messages of `batch` from position `from` on, in the encoding of this client.
     pub(crate) fn encode(&self, batch: &Arc<Batch>, from: u64) -> Bytes {
         let encoded = self.room.encoded(batch, self.encoding);
         encoded.messages_from(batch.index(from))

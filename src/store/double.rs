@@ -1,4 +1,4 @@
-//! A store for tests: it does what it is told, when it is told.
+//! A store for tests, which control each of its steps.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Backend, Fed, Feed, Numbered, NumberedBy, Opened, Store, Ticket};
-use crate::format::{Batch, Frames};
-use crate::message::{MessageId, Unavailable};
+use crate::format::testing::plain;
+use crate::format::{Batch, BatchBuilder, Frames};
+use crate::message::{Kind, MessageId, Unavailable};
 
 /// What the store says when it takes nothing.
 pub(crate) const AWAY: Unavailable = Unavailable {
@@ -148,6 +149,22 @@ impl Double {
         while let Some(name) = self.queued().first() {
             self.place(name);
         }
+    }
+
+    /// Keeps a text of another process in the room `name`, and does not deliver it, as a feed that loses
+    /// messages.
+    pub(crate) fn keep_undelivered(&self, name: &str, text: &str) {
+        let mut builder = BatchBuilder::default();
+        plain("").encode(Kind::Text, text.as_bytes(), &mut builder);
+        let frames = builder.take().expect("it was encoded just now");
+        self.state.lock().log(name).push(&frames);
+    }
+
+    /// Delivers the message `seq` of the room `name`, which has been delivered.
+    pub(crate) fn deliver_again(&self, name: &str, seq: u64) {
+        let kept = self.state.lock().log(name).clone();
+        let (id, time, frames) = kept.messages.iter().find(|(id, ..)| id.seq == seq).unwrap();
+        self.deliver(name, *id, *time, frames, None);
     }
 
     /// Refuses the oldest publication in the room `name`.

@@ -1,0 +1,164 @@
+//! Joining a room: where a client starts in its log.
+
+use std::sync::Arc;
+
+use super::ids::Located;
+use super::log::{Log, Member, Reads, Room};
+use super::queue::{self, Batches};
+use super::receipts::Unacknowledged;
+use super::subscription::{Source, Subscription};
+use crate::format::{Batch, Encoding};
+use crate::message::{MessageId, Unavailable};
+
+/// How a client subscribes to a room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Follow {
+    /// The encoding of its events.
+    pub(crate) encoding: Encoding,
+    /// Whether it can acknowledge messages.
+    pub(crate) acknowledges: bool,
+    /// What happens where messages are evicted before it has read them.
+    pub(crate) on_gap: OnGap,
+    /// The last message that it received before it reconnected, if it did.
+    pub(crate) since: Option<MessageId>,
+}
+
+/// What happens to a client where messages are evicted before it has read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnGap {
+    /// It is closed as behind, as it could not learn of the gap.
+    Close,
+    /// It gets a gap event and goes on behind it.
+    Report,
+}
+
+impl Default for Follow {
+    /// Any WebSocket client.
+    fn default() -> Self {
+        Self {
+            encoding: Encoding::Plain,
+            acknowledges: true,
+            on_gap: OnGap::Close,
+            since: None,
+        }
+    }
+}
+
+/// Where a subscription starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Position of its first message.
+    pub(crate) next: u64,
+    /// The newest message of the room at the join, if there ever was one.
+    pub(crate) last: Option<MessageId>,
+    /// Whether the subscription continues after the requested id without a gap.
+    pub(crate) resumed: bool,
+    /// How many messages after that id are skipped; none where the id is not of this log.
+    pub(crate) missed: Option<u64>,
+}
+
+impl Log {
+    /// Where a client starts that has the messages up to `since`, as [`find`](Room::find) has it.
+    pub(super) fn start(&self, since: Option<Located>) -> Start {
+        let (first, end) = (self.history.replay_from(), self.history.next());
+        let newest = self.history.batches_from(end - 1).last();
+        let last = newest.map_or_else(|| self.ids.at(end - 1), |batch| batch.last_id());
+        let last = Some(last).filter(|last| last.seq > 0);
+        let (next, resumed, missed) = match since {
+            None => (first, false, Some(0)),
+            Some(Located::At(next)) if next < self.history.retained_from() => {
+                (first, false, Some(first - next))
+            }
+            Some(Located::At(next) | Located::Earlier(next)) => (next, true, Some(0)),
+            Some(Located::Nowhere) => (first, false, None),
+        };
+        Start {
+            next,
+            last,
+            resumed,
+            missed,
+        }
+    }
+}
+
+impl Room {
+    /// Where the message behind `id` is. Where only the archive can tell, `is_archived` is what it told.
+    pub(super) fn find(&self, log: &Log, id: MessageId, is_archived: bool) -> Located {
+        match self.locate(log, id) {
+            Located::Earlier(_) if !is_archived => Located::Nowhere,
+            located => located,
+        }
+    }
+
+    /// Where the message behind `id` is: [earlier](Located::Earlier) if only the archive can tell.
+    fn locate(&self, log: &Log, id: MessageId) -> Located {
+        match log.ids.locate(id, log.history.next()) {
+            Located::At(next) if self.archive.is_some() && next < log.history.retained_from() => {
+                Located::Earlier(next)
+            }
+            Located::Earlier(_) if self.archive.is_none() => Located::Nowhere,
+            located => located,
+        }
+    }
+
+    /// Whether the archive has `id`, where nothing else can tell: it has that message, or forgot it last.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if the archive cannot be asked.
+    pub(crate) async fn is_archived(&self, id: MessageId) -> Result<bool, Unavailable> {
+        let Some(archive) = &self.archive else {
+            return Ok(false);
+        };
+        if !matches!(self.locate(&self.log.lock(), id), Located::Earlier(_)) {
+            return Ok(false);
+        }
+        let found = archive.read(id.seq..id.seq.saturating_add(2)).await?;
+        let first = found.first().map(Batch::first_id);
+        Ok(first.is_some_and(|first| {
+            first.epoch == id.epoch && (first.seq == id.seq || first.seq == id.seq + 1)
+        }))
+    }
+
+    /// Subscribes to the log: first the history, then live messages, without a gap between them.
+    ///
+    /// It starts after the id in `follow`, where all later messages are retained or that id
+    /// [is archived](Self::is_archived), and else with the whole replay.
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        follow: Follow,
+        is_archived: bool,
+    ) -> (Subscription, Start) {
+        let mut log = self.log.lock();
+        let since = follow.since.map(|id| self.find(&log, id, is_archived));
+        let start = log.start(since);
+        let joined_at = log.history.next();
+        let (sender, receiver) = queue::channel();
+        let key = log.registry.insert(Member {
+            sender,
+            reads: Reads::Archive,
+        });
+        let unacknowledged = Unacknowledged::new(follow.acknowledges, joined_at);
+        log.acknowledging += usize::from(unacknowledged.is_possible());
+        log.set_reads(key, Reads::History(start.next));
+        let mut subscription = Subscription {
+            room: self.clone(),
+            receiver,
+            key: Some(key),
+            encoding: follow.encoding,
+            on_gap: follow.on_gap,
+            source: Source::History,
+            reading: None,
+            missed: 0,
+            is_anywhere: self.archive.is_some() && !start.resumed,
+            unacknowledged,
+            next: start.next,
+            last: (log.ids.at(joined_at), 0),
+            joined_at,
+            restarts: log.restarts,
+            taken: Batches::new(),
+        };
+        // The only error here is that of a sealed room, which the first poll returns again.
+        subscription.read_history(&mut log).ok();
+        (subscription, start)
+    }
+}
