@@ -283,11 +283,13 @@ fn serve(
     settings: Arc<Settings>,
     budget: Arc<Budget>,
 ) -> impl Future<Output = ()> {
-    let exchange = Box::pin(http.serve(stream, peer, None));
+    let exchange = Box::pin(async move {
+        let upgraded = http.serve(stream, peer, None).await?;
+        Some(Client::new(upgraded, peer, settings, budget))
+    });
     async move {
-        let mut client = match exchange.await {
-            Some(upgraded) => Client::new(upgraded, peer, settings, budget),
-            None => return,
+        let Some(mut client) = exchange.await else {
+            return;
         };
         match &mut client {
             Client::WebSocket(session) => session.run().await,

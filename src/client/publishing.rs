@@ -51,7 +51,7 @@ impl<S: Transport> Session<S> {
             count: frames.len() as u64,
         };
         self.record.received += sent.count;
-        if self.settings.log_messages {
+        if self.socket.settings.log_messages {
             message_log::received(span, &frames);
         }
         if !self.grant.may_publish {
@@ -93,7 +93,7 @@ impl<S: Transport> Session<S> {
                 let first = batch.positions().start;
                 self.outbox.push(self.subscription.encode(&batch, first));
             }
-            Behaviour::Broadcast if self.settings.log_messages => {
+            Behaviour::Broadcast if self.socket.settings.log_messages => {
                 message_log::broadcasting(&self.record.span, batch.frames());
             }
             Behaviour::Broadcast => {}
@@ -143,7 +143,7 @@ impl<S: Transport> Session<S> {
     /// Waits for the publications that are in the store, and writes the answers, all within the close
     /// timeout.
     pub(super) async fn write_outcomes(&mut self) {
-        let limit = self.settings.times.close_timeout.get();
+        let limit = self.socket.settings.times.close_timeout.get();
         let outcomes = async {
             while let Some(unplaced) = &mut self.unplaced
                 && unplaced.has_publications()

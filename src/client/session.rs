@@ -29,7 +29,6 @@ use crate::transport::Transport;
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
 #[derive(Debug)]
 pub(crate) struct Session<S> {
-    pub(super) settings: Arc<Settings>,
     pub(super) socket: WebSocket<S>,
     pub(super) subscription: Subscription,
     pub(super) room_guard: RoomGuard,
@@ -37,7 +36,6 @@ pub(crate) struct Session<S> {
     heartbeat: Option<Box<Heartbeat>>,
     /// For the earliest of all [deadlines](Self::due).
     alarm: Alarm,
-    plain: Arc<Plain>,
     /// The last message echoed, in an echo room.
     pub(super) last_echoed: Option<MessageId>,
     /// The newest id from a pong, not yet passed on as an acknowledgement.
@@ -75,14 +73,19 @@ impl<S: Transport> Session<S> {
         span: Span,
     ) -> Self {
         let record = ConnectionRecord::new(span);
-        let plain = membership.room_guard.plain().clone();
-        let mut socket = WebSocket::new(stream, settings.clone(), budget);
+        let heartbeat = Heartbeat::start(&settings.times).map(Box::new);
+        let mut socket = WebSocket::new(stream, settings, budget);
         let mut batch_builder = BatchBuilder::default();
         let epoch = membership.subscription.epoch();
         let mut receipt = None;
         socket.decode_ahead(
             ahead,
-            received_sink(&plain, epoch, &mut batch_builder, &mut receipt),
+            received_sink(
+                membership.room_guard.plain(),
+                epoch,
+                &mut batch_builder,
+                &mut receipt,
+            ),
         );
         Self {
             socket,
@@ -90,24 +93,27 @@ impl<S: Transport> Session<S> {
             subscription: membership.subscription,
             room_guard: membership.room_guard,
             grant: grant.into(),
-            heartbeat: Heartbeat::start(&settings.times).map(Box::new),
+            heartbeat,
             alarm: Alarm::default(),
-            plain,
             last_echoed: None,
             receipt,
             batch_builder,
             unplaced: None,
             record,
-            settings,
         }
     }
 
     /// Runs until the client disconnects or is closed, then performs the closing handshake.
     pub(crate) async fn run(&mut self) {
         let Err(why) = self.serve().await;
+        // Boxed: the future of a session should not hold this memory for the whole connection.
+        Box::pin(self.finish(why)).await;
+    }
+
+    /// Answers what is still to be answered, leaves the room, and performs the closing handshake.
+    async fn finish(&mut self, why: Disconnect) {
         if self.unplaced.is_some() && !why.is_of_transport() {
-            // What it published may still be answered.
-            Box::pin(self.write_outcomes()).await;
+            self.write_outcomes().await;
         }
         // Before the closing handshake, which may wait for the client.
         self.subscription.leave();
@@ -116,8 +122,7 @@ impl<S: Transport> Session<S> {
             Some(heartbeat) => heartbeat.unread(self.socket.written()),
             None => self.socket.written(),
         };
-        // Boxed: the future of a session should not hold this memory for the whole connection.
-        Box::pin(self.socket.finish(why, unread)).await;
+        self.socket.finish(why, unread).await;
     }
 
     async fn serve(&mut self) -> Result<Infallible, Disconnect> {
@@ -128,7 +133,10 @@ impl<S: Transport> Session<S> {
             match poll_fn(|cx| self.poll_turn(cx)).await? {
                 Pause::Write => Box::pin(self.write()).await?,
                 Pause::Deadline => Box::pin(self.meet_deadlines()).await?,
-                Pause::Yield => self.socket.turn.end().await,
+                Pause::Yield => {
+                    yield_now().await;
+                    self.socket.turn.renew();
+                }
             }
         }
     }
@@ -211,7 +219,7 @@ impl<S: Transport> Session<S> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Disconnect>> {
         let epoch = self.subscription.epoch();
         let sink = received_sink(
-            &self.plain,
+            self.room_guard.plain(),
             epoch,
             &mut self.batch_builder,
             &mut self.receipt,
@@ -914,6 +922,6 @@ mod tests {
             Span::none(),
         );
         let size = size_of_val(&session) + size_of_val(&session.run());
-        assert!(size <= 2048, "a session has {size} bytes");
+        assert!(size <= 800, "a session has {size} bytes");
     }
 }

@@ -269,9 +269,9 @@ pub(crate) struct BatchBuilder {
     pub(super) bytes: Vec<u8>,
     /// Where each message but the last one ends.
     pub(super) ends: Vec<usize>,
-    prefix: usize,
+    prefix: u32,
     /// Numbers of ends and bytes of the last batch: the capacity that the next one begins with.
-    last_size: (usize, usize),
+    last_size: (u32, u32),
 }
 
 /// A batch ends at so many messages or bytes: enough to share its cost, and few enough that one
@@ -291,9 +291,9 @@ impl BatchBuilder {
     /// probably need allocated.
     pub(super) fn begin(&mut self, prefix: usize) {
         if self.bytes.is_empty() {
-            self.ends = Vec::with_capacity(self.last_size.0);
-            self.bytes = Vec::with_capacity(self.last_size.1);
-            self.prefix = prefix;
+            self.ends = Vec::with_capacity(self.last_size.0 as usize);
+            self.bytes = Vec::with_capacity(self.last_size.1 as usize);
+            self.prefix = prefix as u32;
         } else {
             self.ends.push(self.bytes.len());
         }
@@ -302,14 +302,14 @@ impl BatchBuilder {
     /// Ends the current batch.
     pub(super) fn cut(&mut self) -> Frames {
         let (mut bytes, ends) = (mem::take(&mut self.bytes), mem::take(&mut self.ends));
-        self.last_size = (ends.len(), bytes.len());
+        self.last_size = (ends.len() as u32, bytes.len() as u32);
         // The history may retain it for long.
         if bytes.capacity() / 2 > bytes.len() {
             bytes.shrink_to_fit();
         }
         Frames {
             encodings: Encodings::new(Encoding::Plain, Encoded::new(bytes, ends)),
-            prefix: self.prefix,
+            prefix: self.prefix as usize,
         }
     }
 }

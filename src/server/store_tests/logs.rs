@@ -351,3 +351,29 @@ async fn a_client_behind_a_log_that_begins_anew_is_told_of_a_gap_of_unknown_size
         events.len()
     );
 }
+
+#[tokio::test]
+async fn a_room_that_is_opened_in_a_new_epoch_has_the_ids_of_both() {
+    let double = Double::new(NumberedBy::Room);
+    let server = serve(&double, |config| config.limits.max_rooms = 1).await;
+    post(&server, "/a", 1..=3).await;
+    post(&server, "/b", [1]).await;
+    double.begin_epoch("/a", 4);
+    let (mut client, welcome) = json_client(&server, "/a?since=7-3").await;
+    assert_eq!(
+        (&welcome["resumed"], &welcome["last_id"]),
+        (&json!(true), &json!("7-3"))
+    );
+    post(&server, "/a", [4]).await;
+    expect(&mut client, "8-4", "4").await;
+    client.close().await;
+    eventually("it has left", || server.monitor.connections() == 0).await;
+    // Opened again, with messages of both epochs.
+    post(&server, "/b", [2]).await;
+    post(&server, "/a", [5]).await;
+    let (mut client, welcome) = json_client(&server, "/a?since=7-2").await;
+    assert_eq!(welcome["last_id"], "8-5");
+    for (id, text) in [("7-3", "3"), ("8-4", "4"), ("8-5", "5")] {
+        expect(&mut client, id, text).await;
+    }
+}
