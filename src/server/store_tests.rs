@@ -246,10 +246,13 @@ async fn a_store_that_does_not_keep_up_holds_publishers_back_and_nobody_else() {
     let mut reader = server.client().await;
     publisher.send("before").await;
     queued(&double, &["/"]).await;
-    double.set_keeps_up(false);
+    // A message that has begun, as far as the server counts it.
     let mut raw = server.raw_websocket().await;
-    let begun = frame(FIN | TEXT, b"cut in two");
-    raw.send(&begun[..8]).await;
+    let cut = "cut in two ".repeat(300);
+    let begun = frame(FIN | TEXT, cut.as_bytes());
+    raw.send(&begun[..2000]).await;
+    eventually("it has begun", || server.monitor.incoming() > 1900).await;
+    double.set_keeps_up(false);
     publisher.send("held back").await;
     let server = Arc::new(server);
     let posting = tokio::spawn({
@@ -264,7 +267,7 @@ async fn a_store_that_does_not_keep_up_holds_publishers_back_and_nobody_else() {
     expect(&mut publisher, "7-1", "before").await;
     assert!(!posting.is_finished());
     // It is not dead, nor has it stood still: nothing was read.
-    raw.send(&begun[8..]).await;
+    raw.send(&begun[2000..]).await;
     double.set_keeps_up(true);
     eventually("all are in the store", || double.queued().len() == 3).await;
     double.place_all();
@@ -273,7 +276,7 @@ async fn a_store_that_does_not_keep_up_holds_publishers_back_and_nobody_else() {
         texts.push(reader.next_text().await);
     }
     texts.sort();
-    assert_eq!(texts, ["cut in two", "held back", "posted"]);
+    assert_eq!(texts, [&*cut, "held back", "posted"]);
     assert_eq!(posting.await.unwrap(), 201);
 }
 

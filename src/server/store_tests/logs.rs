@@ -1,5 +1,7 @@
 //! The logs in a store: opened, read beyond memory, forgotten, begun anew.
 
+#![cfg(test)]
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
