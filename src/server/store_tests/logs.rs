@@ -379,3 +379,19 @@ async fn a_room_that_is_opened_in_a_new_epoch_has_the_ids_of_both() {
         expect(&mut client, id, text).await;
     }
 }
+
+#[tokio::test]
+async fn a_new_client_gets_what_the_store_has_left_and_misses_nothing() {
+    let double = Double::new(NumberedBy::Room);
+    let server = serve(&double, |config| config.limits.max_rooms = 1).await;
+    post(&server, "/a", 1..=9).await;
+    post(&server, "/b", [1]).await;
+    // Fewer than a history in memory may have.
+    double.forget("/a", 2);
+    let (mut client, _) = json_client(&server, "/a").await;
+    let mut plain = server.client_at("/a").await;
+    for text in ["8", "9"] {
+        expect(&mut client, &format!("7-{text}"), text).await;
+        plain.expect(text).await;
+    }
+}
