@@ -138,6 +138,12 @@ impl History {
         (keyed.position >= self.retained_from).then_some((batch, keyed))
     }
 
+    /// How many keys are remembered.
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> usize {
+        self.keyed.len()
+    }
+
     /// Evicts the oldest messages beyond the bounds; those from `needed` on are retained within
     /// `behind_bytes`.
     pub(crate) fn evict(&mut self, needed: Option<u64>) {

@@ -66,3 +66,33 @@ impl Drop for Claimed {
         done.inspect(CancellationToken::cancel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mode;
+    use crate::message::Author;
+    use crate::room::log::tests::{Numbers, config};
+
+    #[test]
+    fn a_key_and_its_receipts_are_forgotten_with_its_message() {
+        let numbers = Numbers::new(&config(Mode::Broadcast, 2, 10));
+        let room = &numbers.room;
+        let keys = ["a", "b", "c"].map(|key| Key::try_from(key.as_bytes()).unwrap());
+        for key in &keys {
+            let author = Author {
+                key: Some(key.clone()),
+                ..Author::default()
+            };
+            let frames = numbers.encode(1).by(Some(Arc::new(author)));
+            room.append(frames, false, |_| {}).unwrap();
+        }
+        let is_published = keys.map(|key| matches!(room.claim(&key, true), Claim::Published(_)));
+        assert_eq!(is_published, [false, true, true]);
+        assert_eq!(room.log.lock().history.keys(), 2);
+        assert_eq!(room.receipts.entries(), 2);
+        room.trim_to(0);
+        assert_eq!(room.log.lock().history.keys(), 0);
+        assert_eq!(room.receipts.entries(), 0);
+    }
+}

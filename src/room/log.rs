@@ -435,7 +435,7 @@ pub(crate) mod tests {
         }
 
         /// The next `count` messages.
-        fn encode(&self, count: u64) -> Frames {
+        pub(crate) fn encode(&self, count: u64) -> Frames {
             let mut builder = BatchBuilder::default();
             for number in self.last + 1..=self.last + count {
                 let text = number.to_string();

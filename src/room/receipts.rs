@@ -70,6 +70,12 @@ impl Receipts {
         }
     }
 
+    /// How many messages receipts are collected for.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        self.entries.lock().len()
+    }
+
     /// Whether `client`, which has the messages up to `last`, has to be pinged for a receipt; resets the
     /// request.
     pub(super) fn take_ping_request(&self, client: &mut Unacknowledged, last: u64) -> bool {
