@@ -10,9 +10,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub(crate) use batch::{Batch, BatchBuilder, Encoded, Frames};
-pub(crate) use event::{ErrorCode, Event};
+pub(crate) use event::{ErrorCode, Event, Seconds};
 pub(crate) use json::JSON_PROTOCOL;
-pub(crate) use plain::Plain;
+pub(crate) use plain::{PLAIN_PROTOCOL, Plain};
 
 /// What the events of a client look like in bytes: the key of what a [`Batch`] caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +88,8 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::testing::{batch, plain};
     use super::*;
     use crate::message::Kind;
@@ -151,9 +153,14 @@ mod tests {
             text,
             room: "/",
             mode: "echo",
+            you: None,
             last_id: None,
             resumed: false,
             missed: Some(0),
+            clients: 1,
+            max_message_size: 1,
+            ping_interval: Seconds(Duration::from_secs(10)),
+            ping_timeout: Seconds(Duration::from_millis(500)),
         };
         let greeting = |encoding: Encoding, text| encoding.event(&welcome(text));
         assert_eq!(

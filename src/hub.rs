@@ -13,11 +13,11 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::config::{Config, History, Limits, Service};
+use crate::config::{Config, History, Limits, Service, Times};
 use crate::format::Plain;
 use crate::message::Unavailable;
 use crate::room::reader::{Part, Reader};
-use crate::room::{Behaviour, Follow, Room, Sealed, Total};
+use crate::room::{Behaviour, Clients, Follow, Room, Sealed, Total};
 use crate::store::Store;
 use opening::State;
 use publications::Publications;
@@ -37,6 +37,7 @@ pub(crate) struct Hub {
     service: Service,
     history: History,
     limits: Limits,
+    times: Times,
     plain: Arc<Plain>,
     store: Store,
     publications: Publications,
@@ -105,6 +106,7 @@ impl Hub {
             service: config.service.clone(),
             history: config.history.clone(),
             limits: config.limits.clone(),
+            times: config.times.clone(),
             store,
             publications: Publications::default(),
             rooms: Mutex::default(),
@@ -231,6 +233,12 @@ impl Hub {
     /// The behaviour that a room is opened with.
     fn behaviour_at_opening(&self) -> Behaviour {
         self.service.mode.into()
+    }
+
+    /// The clients of the room `name`, with at most `limit` names; a room that is not open has none.
+    pub(crate) fn clients(&self, name: &str, limit: usize) -> Clients {
+        let room = self.open_room(name);
+        room.map_or_else(Clients::default, |room| room.clients(limit))
     }
 
     /// How many messages a room remembers.
@@ -384,7 +392,7 @@ mod tests {
             ("/", Behaviour::Broadcast, r#""mode":"broadcast""#),
         ] {
             assert_eq!(hub.behaviour(name), behaviour);
-            let membership = hub.join(name, follow).await.unwrap();
+            let membership = hub.join(name, follow.clone()).await.unwrap();
             assert_eq!(hub.behaviour(name), behaviour);
             assert_eq!(membership.room_guard.behaviour(), behaviour);
             let welcome = membership.greeting().unwrap();

@@ -1,8 +1,13 @@
-//! The id of a message, its kind, and the store that cannot take it.
+//! The id of a message, its kind and author, and the store that cannot take it.
+
+mod author;
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+
+#[allow(unused_imports, reason = "keys come with the next change")]
+pub(crate) use author::{Author, ConnectionId, Key, Name, NotAName};
 
 /// The id of a message in its room, written `<epoch>-<seq>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

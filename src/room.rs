@@ -10,6 +10,7 @@ pub(crate) mod log;
 #[cfg(test)]
 mod models;
 pub(crate) mod name;
+pub(crate) mod presence;
 pub(crate) mod queue;
 pub(crate) mod reader;
 pub(crate) mod receipts;
@@ -22,5 +23,6 @@ pub(crate) use behaviour::Behaviour;
 pub(crate) use join::{Follow, OnGap, Start};
 pub(crate) use log::{Delivery, Origin, Placed, Room, Sealed};
 pub(crate) use name::RoomName;
+pub(crate) use presence::{Clients, Headcount};
 pub(crate) use subscription::Subscription;
 pub(crate) use total::Total;

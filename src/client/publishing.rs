@@ -59,6 +59,7 @@ impl<S: Transport> Session<S> {
             self.reject(sent, ErrorCode::Forbidden, None, why)?;
             return Ok(0);
         }
+        let frames = frames.by(Some(self.subscription.author().clone()));
         match self.room_guard.publish(frames, false) {
             Ok(Publication::Delivered(delivery)) => self.answer(sent, Ok(delivery)),
             Err(error) => self.answer(sent, Err(error)),

@@ -18,12 +18,12 @@ use crate::client::record::ConnectionRecord;
 use crate::client::unplaced::Unplaced;
 use crate::client::websocket::WebSocket;
 use crate::disconnect::Disconnect;
-use crate::format::{BatchBuilder, Outbox, Plain};
+use crate::format::{BatchBuilder, Event, Outbox, Plain};
 use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
 use crate::protocol::frame;
-use crate::room::{Behaviour, Subscription};
+use crate::room::{Behaviour, Headcount, Subscription};
 use crate::transport::Transport;
 
 /// One WebSocket client; a single task reads its socket, writes to it and runs its heartbeat.
@@ -167,6 +167,10 @@ impl<S: Transport> Session<S> {
     /// Publishes messages from the client and writes messages from the room, until neither has more or
     /// a [`Pause`] is due.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pause, Disconnect>> {
+        // First, as it may set a deadline.
+        if self.poll_headcount(cx)? {
+            return Poll::Ready(Ok(Pause::Write));
+        }
         if self.alarm.poll(self.due(), cx).is_ready() {
             return Poll::Ready(Ok(Pause::Deadline));
         }
@@ -215,6 +219,21 @@ impl<S: Transport> Session<S> {
         Poll::Ready(Ok(Pause::Yield))
     }
 
+    /// Tells the client how many there are, if it follows that and the number has changed; returns whether
+    /// this waits for the socket.
+    fn poll_headcount(&mut self, cx: &mut Context<'_>) -> Result<bool, Disconnect> {
+        let Some(headcount) = self.subscription.headcount_mut() else {
+            return Ok(false);
+        };
+        let Poll::Ready(count) = headcount.poll_change(cx) else {
+            return Ok(false);
+        };
+        let encoding = self.subscription.encoding();
+        self.outbox
+            .extend(encoding.event(&Event::Clients { count }));
+        Ok(!self.socket.try_write(&mut self.outbox)?)
+    }
+
     /// Reads into the batch builder; returns whether there were messages or pongs.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Disconnect>> {
         let epoch = self.subscription.epoch();
@@ -240,12 +259,17 @@ impl<S: Transport> Session<S> {
     /// The earliest deadline, if there is any.
     fn due(&self) -> Option<Instant> {
         let beat = self.heartbeat.as_ref().map(|it| it.due());
-        beat.into_iter().chain(self.grant.until).min()
+        let headcount = self.subscription.headcount().and_then(Headcount::due);
+        let due = beat.into_iter().chain(self.grant.until).chain(headcount);
+        due.min()
     }
 
     /// Does what the deadlines that have come require.
     async fn meet_deadlines(&mut self) -> Result<(), Disconnect> {
         self.grant.check_expiry()?;
+        if let Some(headcount) = self.subscription.headcount_mut() {
+            headcount.check(Instant::now());
+        }
         self.beat().await
     }
 
@@ -258,6 +282,8 @@ impl<S: Transport> Session<S> {
         match heartbeat.check(Instant::now()) {
             Beat::Wait => {}
             Beat::Ping => {
+                let alive = self.subscription.encoding().event(&Event::Alive);
+                self.outbox.extend(alive);
                 let last = self.push_ping();
                 self.write().await?;
                 if let Some(heartbeat) = &mut self.heartbeat {
@@ -608,6 +634,8 @@ mod tests {
         let mut peer = Peer::granted(&hub, &settings, 1 << 20, Encoding::Json, grant).await;
         let (_, welcome) = peer.frame().await;
         assert!(welcome.starts_with(b"{\"type\":\"welcome\""));
+        let alive = b"{\"type\":\"alive\"}".to_vec();
+        assert_eq!(peer.frame().await, (0x81, alive));
         assert_eq!(peer.frame().await.0, PING);
         assert_eq!(peer.elapsed(), secs(10));
         // Without an answer to the ping, which is due a second later.

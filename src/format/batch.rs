@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
 use super::Encoding;
-use crate::message::{Kind, MessageId};
+use crate::message::{Author, Kind, MessageId};
 use crate::protocol::frame::Header;
 
 /// At least one message, one behind the other, in one encoding.
@@ -75,15 +75,27 @@ impl Encodings {
     }
 }
 
-/// A few messages encoded once, as the WebSocket frames that every client of the plain format gets.
+/// A few messages of one author encoded once, as the WebSocket frames that every client of the plain
+/// format gets.
 #[derive(Debug, Clone)]
 pub(crate) struct Frames {
     encodings: Encodings,
     /// Length of the prefix of each text.
     prefix: usize,
+    author: Option<Arc<Author>>,
 }
 
 impl Frames {
+    /// The same messages by `author`.
+    pub(crate) fn by(self, author: Option<Arc<Author>>) -> Self {
+        Self { author, ..self }
+    }
+
+    /// Their author, if that is known.
+    pub(crate) fn author(&self) -> Option<&Arc<Author>> {
+        self.author.as_ref()
+    }
+
     /// How many messages.
     pub(crate) fn len(&self) -> usize {
         self.plain().ends.len() + 1
@@ -98,6 +110,7 @@ impl Frames {
             Self {
                 encodings: Encodings::new(Encoding::Plain, encoded),
                 prefix: self.prefix,
+                author: self.author.clone(),
             }
         })
     }
@@ -167,6 +180,11 @@ impl Batch {
         (&at.encoded, made)
     }
 
+    /// Their author, if that is known.
+    pub(crate) fn author(&self) -> Option<&Arc<Author>> {
+        self.frames.author()
+    }
+
     /// Its messages in the plain encoding.
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
@@ -224,15 +242,18 @@ impl Batch {
         Self {
             frames: Frames {
                 encodings: Encodings::new(*encoding, encoded.clone()),
+                author: self.frames.author.clone(),
                 ..self.frames
             },
             ..*self
         }
     }
 
-    /// Bytes of memory that it takes without the copies in other encodings.
+    /// Bytes of memory that it takes without the copies in other encodings. Its author counts in each
+    /// batch of a connection, as each may be the last one to keep it.
     pub(crate) fn cost(&self) -> usize {
-        size_of::<Self>() + OVERHEAD + self.frames.plain().cost
+        let author = self.author().map_or(0, |author| author.cost());
+        size_of::<Self>() + OVERHEAD + author + self.frames.plain().cost
     }
 
     /// Bytes of memory that it takes with the copies in other encodings.
@@ -310,6 +331,7 @@ impl BatchBuilder {
         Frames {
             encodings: Encodings::new(Encoding::Plain, Encoded::new(bytes, ends)),
             prefix: self.prefix as usize,
+            author: None,
         }
     }
 }

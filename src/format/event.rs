@@ -1,12 +1,13 @@
 //! Events of a room, for the formats that carry ids.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use data_encoding::BASE64;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Batch;
-use crate::message::Kind;
+use crate::message::{ConnectionId, Kind, Name};
 
 /// An event of a room, for the formats that carry ids.
 #[derive(Debug, Serialize)]
@@ -20,12 +21,23 @@ pub(crate) enum Event<'a> {
         room: &'a str,
         /// `echo` or `broadcast`.
         mode: &'a str,
+        /// What the messages of this connection have as `from`; none for an event stream, which sends nothing.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        you: Option<ConnectionId>,
         /// The newest message of the room when the client joined, if there ever was one.
         last_id: Option<String>,
         /// Whether what follows is, provably, all that came after the id in the client's request.
         resumed: bool,
         /// How many messages after that id are gone; `None` if that is not known.
         missed: Option<u64>,
+        /// How many clients the room has, with this one.
+        clients: usize,
+        /// Bytes of the largest message that is taken.
+        max_message_size: usize,
+        /// Seconds from one sign of life to the next; 0 for none.
+        ping_interval: Seconds,
+        /// Seconds for which a sign of life may be late.
+        ping_timeout: Seconds,
     },
     /// A message, as its sender sent it.
     Message {
@@ -33,6 +45,12 @@ pub(crate) enum Event<'a> {
         id: String,
         /// When it was published (RFC 3339, UTC, milliseconds).
         time: String,
+        /// The connection that sent it; none for a POST.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<ConnectionId>,
+        /// What its author calls itself, if anything.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<&'a Name>,
         /// Its text, if it is a text message.
         #[serde(skip_serializing_if = "Option::is_none")]
         text: Option<Cow<'a, str>>,
@@ -45,6 +63,13 @@ pub(crate) enum Event<'a> {
         /// How many; `None` if that is not known.
         missed: Option<u64>,
     },
+    /// A sign of life, once in each ping interval: a web page sees no pings.
+    Alive,
+    /// The number of clients has changed, for those that ask for it.
+    Clients {
+        /// How many the room has.
+        count: usize,
+    },
     /// A message of the client was not taken.
     Error {
         /// Why.
@@ -55,6 +80,19 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after: Option<f64>,
     },
+}
+
+/// Seconds as a JSON number: whole ones without a fraction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seconds(pub(crate) Duration);
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        }
+    }
 }
 
 /// Why a message of a client was not taken.
@@ -70,6 +108,9 @@ pub(crate) enum ErrorCode {
 /// The messages of `batch`, in order.
 pub(crate) fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
     let time = humantime::format_rfc3339_millis(batch.time()).to_string();
+    let author = batch.author();
+    let from = author.and_then(|it| it.connection);
+    let name = author.and_then(|it| it.name.as_ref());
     batch
         .positions()
         .zip(batch.frames().payloads())
@@ -78,6 +119,8 @@ pub(crate) fn messages(batch: &Batch) -> impl Iterator<Item = Event<'_>> {
             Event::Message {
                 id: batch.id(position).to_string(),
                 time: time.clone(),
+                from,
+                name,
                 text: is_text.then(|| String::from_utf8_lossy(payload)),
                 binary: (!is_text).then(|| BASE64.encode(payload)),
             }

@@ -6,6 +6,10 @@ use crate::config::Service;
 use crate::message::Kind;
 use crate::protocol::frame;
 
+/// The subprotocol of the plain format, for browsers that offer another one beside it and have to be answered
+/// with one; other clients need not name it.
+pub(crate) const PLAIN_PROTOCOL: &str = "wscast.v1.plain";
+
 /// The plain format of messages: each text behind a prefix and each binary message as it is.
 #[derive(Debug)]
 pub(crate) struct Plain {
@@ -42,8 +46,7 @@ pub(super) fn append(event: &Event<'_>, frames: &mut Vec<u8>) {
         Event::Welcome { text, .. } if !text.is_empty() => {
             frame::encode(Kind::Text, "", text.as_bytes(), frames);
         }
-        Event::Welcome { .. } | Event::Message { .. } | Event::Error { .. } | Event::Gap { .. } => {
-        }
+        _ => {}
     }
 }
 

@@ -12,11 +12,25 @@ pub(super) fn append(event: &Event<'_>, stream: &mut Vec<u8>) {
     match event {
         // Who follows an event stream sends nothing that could fail.
         Event::Welcome { text: "", .. } | Event::Error { .. } => return,
+        // Comments are its signs of life, and `?clients` asks for an answer by itself.
+        Event::Alive | Event::Clients { .. } => return,
         Event::Welcome { text, .. } => sse_lines(text).for_each(|text| line(": ", text)),
         Event::Message {
-            id, text, binary, ..
+            id,
+            from,
+            name,
+            text,
+            binary,
+            ..
         } => {
             line("id: ", id);
+            // Fields that the standard has parsers ignore (section 9.2.6).
+            if let Some(from) = from {
+                line("from: ", &from.to_string());
+            }
+            if let Some(name) = name {
+                line("name: ", &name.to_string());
+            }
             if let Some(text) = text {
                 sse_lines(text).for_each(|text| line("data: ", text));
             }

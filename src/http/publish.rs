@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ use crate::client::message_log;
 use crate::client::turn::Turn;
 use crate::format::BatchBuilder;
 use crate::hub::Publication;
-use crate::message::Kind;
+use crate::message::{Author, Kind};
 use crate::room::{Delivery, RoomName};
 
 /// The answer to a POST that is published.
@@ -45,13 +46,6 @@ enum Step {
     NoSpace,
 }
 
-impl Published {
-    pub(super) fn to_json(&self) -> String {
-        let json = serde_json::to_string(self);
-        json.expect("names are strings, and a String takes every write") + "\n"
-    }
-}
-
 impl Routes {
     /// Publishes `body`, the body of `request`; waits for receipts if its query has `wait`, at most as
     /// long as the publisher waits.
@@ -64,6 +58,7 @@ impl Routes {
         publisher: &Link,
     ) -> Result<Published, Refusal> {
         let wait = request.query.wait()?;
+        let name = request.query.name()?;
         grant.check_publish()?;
         // Checked before `100 Continue`, which the read of the body sends.
         let content = Content::of(&request.headers)?;
@@ -81,7 +76,13 @@ impl Routes {
 
         // A publisher that hangs up meanwhile cannot take its message back: the store has it.
         let delivery = self
-            .publish_message(room, kind, &payload, wait.is_some())
+            .publish_message(
+                room,
+                kind,
+                &payload,
+                name.map(Author::named),
+                wait.is_some(),
+            )
             .await?;
         let Delivery {
             batch,
@@ -116,6 +117,7 @@ impl Routes {
         room: &RoomName,
         kind: Kind,
         payload: &[u8],
+        author: Option<Arc<Author>>,
         receipts: bool,
     ) -> Result<Delivery, Refusal> {
         let guard = self.hub.enter(room).await?;
@@ -124,7 +126,7 @@ impl Routes {
         }
         let mut builder = BatchBuilder::default();
         guard.plain().encode(kind, payload, &mut builder);
-        let frames = builder.take().expect("it was encoded just now");
+        let frames = builder.take().expect("it was encoded just now").by(author);
         if self.settings.log_messages {
             message_log::received(&Span::current(), &frames);
         }

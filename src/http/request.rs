@@ -11,7 +11,7 @@ use super::client_module::ModuleFile;
 use super::refusal::Refusal;
 use crate::config::{Host, Time};
 use crate::excerpt::excerpt;
-use crate::message::MessageId;
+use crate::message::{MessageId, Name, NotAName};
 use crate::protocol::handshake::has_token;
 use crate::room::RoomName;
 use crate::room::name::NotARoom;
@@ -58,6 +58,8 @@ pub(crate) enum Wants {
     WebSocket,
     /// The history of the room.
     History,
+    /// The clients of the room.
+    Clients,
     /// Server-Sent Events.
     Events,
     /// The client page.
@@ -168,6 +170,8 @@ fn wants(headers: &HeaderMap, query: &Query) -> Wants {
         Wants::WebSocket
     } else if query.get("history").is_some() {
         Wants::History
+    } else if query.has_clients() {
+        Wants::Clients
     } else if has_token(headers, header::ACCEPT, "text/event-stream") {
         Wants::Events
     } else {
@@ -199,6 +203,33 @@ impl Query {
         let id = self.get(name).filter(|it| !it.is_empty());
         let id = id.map(str::parse).transpose();
         id.map_err(|error| Refusal::bad(format!("{name}: {error}")))
+    }
+
+    /// What the client calls itself; an empty name is none.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where `name` is not a [`Name`].
+    pub(crate) fn name(&self) -> Result<Option<Name>, Refusal> {
+        let name = self.get("name").filter(|it| !it.is_empty());
+        let name = name.map(str::parse).transpose();
+        name.map_err(|error: NotAName| Refusal::bad(format!("name: {error}")))
+    }
+
+    /// Whether the client gets its own messages.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where `echo` is not `on` or `off`.
+    pub(crate) fn echo(&self) -> Result<bool, Refusal> {
+        match self.get("echo") {
+            None | Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(_) => Err(Refusal::bad("echo can be on or off")),
+        }
+    }
+
+    /// Whether it names clients.
+    pub(crate) fn has_clients(&self) -> bool {
+        self.get("clients").is_some()
     }
 
     /// The most messages to return.

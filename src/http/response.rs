@@ -7,6 +7,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
+use serde::Serialize;
 
 /// The body of a response.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -41,6 +42,12 @@ pub(crate) fn respond(
         response.headers_mut().insert(name, value);
     }
     response
+}
+
+/// `value` in JSON, on a line.
+pub(crate) fn to_json(value: &impl Serialize) -> String {
+    let json = serde_json::to_string(value);
+    json.expect("names are strings, and a String takes every write") + "\n"
 }
 
 /// A JSON response that is not to be cached.

@@ -15,13 +15,14 @@ use super::page::respond_page;
 use super::phase::Link;
 use super::refusal::Refusal;
 use super::request::{Request, Resource, Wants};
-use super::response::{Body, Field, NO_STORE, TEXT, respond, respond_json, whole};
+use super::response::{Body, Field, NO_STORE, TEXT, respond, respond_json, to_json, whole};
 use crate::admission::{Admission, Admitted, Grant};
 use crate::client::Settings;
 use crate::client::budget::Budget;
 use crate::excerpt::excerpt;
-use crate::format::{Encoding, JSON_PROTOCOL};
+use crate::format::{Encoding, JSON_PROTOCOL, PLAIN_PROTOCOL};
 use crate::hub::{Hub, Membership};
+use crate::message::Author;
 use crate::protocol::handshake::{self, tokens};
 use crate::room::{Behaviour, Follow, OnGap, RoomName};
 
@@ -135,6 +136,11 @@ impl Routes {
             (&Method::GET | &Method::HEAD, Wants::History) => {
                 self.history(request, grant, room).await?
             }
+            (&Method::GET | &Method::HEAD, Wants::Clients) => {
+                grant.check_read()?;
+                let clients = self.hub.clients(room, NAMES_MAX);
+                respond_json(StatusCode::OK, whole(to_json(&clients)))
+            }
             (&Method::GET | &Method::HEAD, Wants::Page | Wants::WebSocket) => {
                 respond_page(&request.headers)
             }
@@ -144,7 +150,7 @@ impl Routes {
             (&Method::OPTIONS, _) => options(allowed(self.hub.behaviour(room))),
             (&Method::POST, _) if self.hub.behaviour(room) == Behaviour::Broadcast => {
                 let published = self.publish(request, grant, body, room, connection).await?;
-                respond_json(StatusCode::CREATED, whole(published.to_json()))
+                respond_json(StatusCode::CREATED, whole(to_json(&published)))
             }
             (method, _) => return Err(not_allowed(self.hub.behaviour(room), method)),
         };
@@ -161,23 +167,35 @@ impl Routes {
         grant.check_read()?;
         let headers = &request.headers;
         let accept = handshake::check(request.version, headers, request.has_body)?;
-        let json = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == JSON_PROTOCOL);
-        let (encoding, on_gap) = match json {
+        let offers = |protocol| {
+            tokens(headers, header::SEC_WEBSOCKET_PROTOCOL)
+                .any(|it| it == protocol)
+                .then_some(protocol)
+        };
+        let protocol = offers(JSON_PROTOCOL).or_else(|| offers(PLAIN_PROTOCOL));
+        let is_json = protocol == Some(JSON_PROTOCOL);
+        let (encoding, on_gap) = match is_json {
             true => (Encoding::Json, OnGap::Report),
             false => (Encoding::Plain, OnGap::Close),
         };
+        let (name, hears_itself) = (request.query.name()?, request.query.echo()?);
+        // Otherwise it has an author from its first message on.
+        let is_announced = is_json || name.is_some() || !hears_itself;
         let follow = Follow {
             encoding,
             acknowledges: true,
             on_gap,
             since: request.since()?,
+            author: is_announced.then(|| Author::connection(name)),
+            hears_itself,
+            counts: is_json && request.query.has_clients(),
         };
         let membership = self.hub.join(room, follow).await?;
         let fields = [
             (header::CONNECTION, "Upgrade"),
             (header::UPGRADE, "websocket"),
         ];
-        let protocol = json.then_some((header::SEC_WEBSOCKET_PROTOCOL, JSON_PROTOCOL));
+        let protocol = protocol.map(|it| (header::SEC_WEBSOCKET_PROTOCOL, it));
         let fields = fields.into_iter().chain(protocol);
         let mut response = respond(StatusCode::SWITCHING_PROTOCOLS, fields, whole(""));
         let fields = response.headers_mut();
@@ -203,6 +221,8 @@ impl Routes {
             acknowledges: false,
             on_gap: OnGap::Report,
             since: request.since()?,
+            author: request.query.name()?.map(Author::named),
+            ..Follow::default()
         };
         let membership = self.hub.join(room, follow).await?;
         let mut response = event_stream("");
@@ -217,6 +237,9 @@ impl Routes {
         })))
     }
 }
+
+/// The most names of the answer to `?clients`.
+const NAMES_MAX: usize = 1000;
 
 /// The room whose methods are those of the server.
 const DEFAULT_ROOM: &str = "/";
@@ -264,7 +287,9 @@ fn module(request: &Request, file: ModuleFile) -> Result<Response<Body>, Refusal
 /// An excerpt of the unknown subprotocols that a client offers, if any.
 fn unknown_protocols_of(headers: &HeaderMap) -> Option<String> {
     let offered = tokens(headers, header::SEC_WEBSOCKET_PROTOCOL);
-    let unknown: Vec<_> = offered.filter(|it| *it != JSON_PROTOCOL).collect();
+    let unknown: Vec<_> = offered
+        .filter(|it| ![JSON_PROTOCOL, PLAIN_PROTOCOL].contains(it))
+        .collect();
     (!unknown.is_empty()).then(|| excerpt(unknown.join(", ").as_bytes()).into_owned())
 }
 

@@ -8,10 +8,10 @@ use super::queue::{self, Batches};
 use super::receipts::Unacknowledged;
 use super::subscription::{Source, Subscription};
 use crate::format::{Batch, Encoding};
-use crate::message::{MessageId, Unavailable};
+use crate::message::{Author, MessageId, Unavailable};
 
 /// How a client subscribes to a room.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Follow {
     /// The encoding of its events.
     pub(crate) encoding: Encoding,
@@ -21,6 +21,12 @@ pub(crate) struct Follow {
     pub(crate) on_gap: OnGap,
     /// The last message that it received before it reconnected, if it did.
     pub(crate) since: Option<MessageId>,
+    /// The author of its messages, where others have to know of it before the first of them.
+    pub(crate) author: Option<Arc<Author>>,
+    /// Whether it gets its own messages as well; else it needs an author.
+    pub(crate) hears_itself: bool,
+    /// Whether it follows the number of clients.
+    pub(crate) counts: bool,
 }
 
 /// What happens to a client where messages are evicted before it has read them.
@@ -40,6 +46,9 @@ impl Default for Follow {
             acknowledges: true,
             on_gap: OnGap::Close,
             since: None,
+            author: None,
+            hears_itself: true,
+            counts: false,
         }
     }
 }
@@ -55,6 +64,8 @@ pub(crate) struct Start {
     pub(crate) resumed: bool,
     /// How many messages after that id are skipped; none where the id is not of this log.
     pub(crate) missed: Option<u64>,
+    /// How many clients the room has, with this one.
+    pub(crate) clients: usize,
 }
 
 impl Log {
@@ -77,6 +88,7 @@ impl Log {
             last,
             resumed,
             missed,
+            clients: self.registry.len(),
         }
     }
 }
@@ -130,13 +142,15 @@ impl Room {
     ) -> (Subscription, Start) {
         let mut log = self.log.lock();
         let since = follow.since.map(|id| self.find(&log, id, is_archived));
-        let start = log.start(since);
         let joined_at = log.history.next();
         let (sender, receiver) = queue::channel();
         let key = log.registry.insert(Member {
             sender,
             reads: Reads::Archive,
         });
+        let start = log.start(since);
+        let author = follow.author;
+        self.presence.join(author.as_deref(), start.clients);
         let unacknowledged = Unacknowledged::new(follow.acknowledges, joined_at);
         log.acknowledging += usize::from(unacknowledged.is_possible());
         log.set_reads(key, Reads::History(start.next));
@@ -151,6 +165,11 @@ impl Room {
             missed: 0,
             is_anywhere: self.archive.is_some() && !start.resumed,
             unacknowledged,
+            author,
+            hears_itself: follow.hears_itself,
+            headcount: follow
+                .counts
+                .then(|| Box::new(self.headcount(start.clients))),
             next: start.next,
             last: (log.ids.at(joined_at), 0),
             joined_at,

@@ -12,6 +12,7 @@ use super::archive::Archive;
 use super::behaviour::Behaviour;
 use super::history::History;
 use super::ids::Ids;
+use super::presence::Presence;
 use super::queue::{Bound, Sender};
 use super::receipts::{Collector, Receipts};
 use super::sync::Mutex;
@@ -28,6 +29,7 @@ pub(crate) struct Room {
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
     pub(super) receipts: Receipts,
+    pub(super) presence: Presence,
     /// Where messages are that the history has evicted, if anywhere.
     pub(super) archive: Option<Arc<dyn Archive>>,
     /// Memory of this room's history, readable without the lock.
@@ -195,6 +197,7 @@ impl Room {
                 evicted: false,
             }),
             receipts: Receipts::default(),
+            presence: Presence::default(),
             archive,
             bytes: AtomicUsize::new(0),
             rank: AtomicUsize::new(0),

@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::config::Mode;
-    use crate::format::{Encoding, Outbox};
+    use crate::format::Outbox;
     use crate::message::MessageId;
     use crate::room::log::tests::{Numbers, config};
     use crate::room::{Follow, OnGap, Subscription};
@@ -229,24 +229,25 @@ mod tests {
     }
 
     /// How a client follows that is closed where messages are missing.
-    const CLOSED: Follow = Follow {
-        encoding: Encoding::Plain,
-        acknowledges: true,
-        on_gap: OnGap::Close,
-        since: None,
-    };
+    fn closed() -> Follow {
+        Follow::default()
+    }
 
     /// How a client follows that goes on behind a gap.
-    const GOES_ON: Follow = Follow {
-        on_gap: OnGap::Report,
-        ..CLOSED
-    };
+    fn goes_on() -> Follow {
+        Follow {
+            on_gap: OnGap::Report,
+            ..closed()
+        }
+    }
 
     /// How a client follows that cannot acknowledge.
-    const SILENT: Follow = Follow {
-        acknowledges: false,
-        ..GOES_ON
-    };
+    fn silent() -> Follow {
+        Follow {
+            acknowledges: false,
+            ..goes_on()
+        }
+    }
 
     fn join(room: &Numbers, follow: Follow) -> Subscription {
         room.room.subscribe(follow, false).0
@@ -300,11 +301,11 @@ mod tests {
     #[test]
     fn each_client_in_the_room_is_asked_once_and_counted_once() {
         let mut room = room(100, 100);
-        let mut clients = [CLOSED, GOES_ON].map(|follow| join(&room, follow));
-        let mut stream = join(&room, SILENT);
+        let mut clients = [closed(), goes_on()].map(|follow| join(&room, follow));
+        let mut stream = join(&room, silent());
         room.publish(1);
         let collector = room.publish_with_receipts();
-        let mut late = join(&room, CLOSED);
+        let mut late = join(&room, closed());
         room.publish(1);
         assert_eq!(room.clients, 3);
         assert_eq!((pings(&mut stream), pings(&mut late)), (vec![], vec![]));
@@ -331,7 +332,7 @@ mod tests {
     fn without_a_client_that_can_acknowledge_all_receipts_are_there_at_once() {
         let mut room = room(100, 100);
         assert_eq!(state(&room.publish_with_receipts()), (0, true));
-        let stream = join(&room, SILENT);
+        let stream = join(&room, silent());
         let collector = room.publish_with_receipts();
         assert_eq!((room.clients, state(&collector)), (1, (0, true)));
         drop(stream);
@@ -341,7 +342,7 @@ mod tests {
     #[test]
     fn a_client_behind_is_pinged_once_it_has_the_message() {
         let mut room = room(100, 1);
-        let mut slow = join(&room, CLOSED);
+        let mut slow = join(&room, closed());
         room.publish(4);
         let collector = room.publish_with_receipts();
         room.publish(1);
@@ -357,7 +358,7 @@ mod tests {
     #[test]
     fn messages_in_a_gap_are_neither_acknowledged_nor_waited_for() {
         let mut room = room(0, 1);
-        let mut slow = join(&room, GOES_ON);
+        let mut slow = join(&room, goes_on());
         let read = room.publish_with_receipts();
         room.publish(1);
         let skipped = [(); 2].map(|()| room.publish_with_receipts());
@@ -379,7 +380,7 @@ mod tests {
     #[test]
     fn gaps_are_remembered_only_while_a_publisher_waits() {
         let mut room = room(0, 1);
-        let mut slow = join(&room, GOES_ON);
+        let mut slow = join(&room, goes_on());
         for _ in 0..100 {
             room.publish(1);
             drop(room.publish_with_receipts());
@@ -394,7 +395,7 @@ mod tests {
     #[tokio::test]
     async fn a_publisher_is_woken_by_the_last_client_and_leaves_nothing_behind() {
         let mut room = room(100, 100);
-        let mut clients = [(); 2].map(|()| join(&room, CLOSED));
+        let mut clients = [(); 2].map(|()| join(&room, closed()));
         let collector = room.publish_with_receipts();
         let given_up = room.publish_with_receipts();
         assert_eq!(entries(&room), 2);
@@ -435,8 +436,8 @@ mod tests {
             2 => Just(Step::Publish),
             4 => Just(Step::PublishWithReceipts),
             1 => index().prop_map(Step::HangUp),
-            2 => Just(Step::Join(GOES_ON)),
-            1 => Just(Step::Join(SILENT)),
+            2 => Just(Step::Join(goes_on())),
+            1 => Just(Step::Join(silent())),
             6 => index().prop_map(Step::Poll),
             4 => (index(), 0..60_u64).prop_map(|(which, seq)| Step::Acknowledge(which, seq)),
             1 => index().prop_map(Step::Leave),
@@ -478,8 +479,9 @@ mod tests {
                         publishers.swap_remove(which.index(publishers.len()));
                     }
                     Step::Join(follow) => {
+                        let acknowledges = follow.acknowledges;
                         clients.push((number, join(&room, follow)));
-                        if !follow.acknowledges {
+                        if !acknowledges {
                             silent.insert(number);
                         }
                     }

@@ -11,11 +11,12 @@ use super::archive::{self, Reading};
 use super::behaviour::Behaviour;
 use super::join::OnGap;
 use super::log::{Log, Reads, Room};
+use super::presence::Headcount;
 use super::queue::{Batches, Receiver, Taken};
 use super::receipts::Unacknowledged;
 use crate::disconnect::Disconnect;
 use crate::format::{Batch, Encoding, Event, Outbox};
-use crate::message::MessageId;
+use crate::message::{Author, ConnectionId, MessageId};
 
 /// One client's cursor in the log of a room; it leaves the room when dropped.
 ///
@@ -41,6 +42,12 @@ pub(crate) struct Subscription {
     pub(super) missed: u64,
     /// What it still has to acknowledge.
     pub(super) unacknowledged: Unacknowledged,
+    /// The author of the messages of this client, once it has one.
+    pub(super) author: Option<Arc<Author>>,
+    /// Whether it gets its own messages.
+    pub(super) hears_itself: bool,
+    /// The number of clients, if this one follows it.
+    pub(super) headcount: Option<Box<Headcount>>,
     /// Position of the next message.
     pub(super) next: u64,
     /// The last message yielded, and its position; position 0 and the epoch of the log before the first.
@@ -138,6 +145,8 @@ impl Subscription {
             let mut log = self.room.log.lock();
             log.set_reads(key, Reads::Archive);
             log.registry.remove(key);
+            let clients = log.registry.len();
+            self.room.presence.leave(self.author.as_deref(), clients);
             log.acknowledging -= usize::from(self.unacknowledged.is_possible());
             self.room.receipts.leave(&self.unacknowledged);
             // Messages that only this client still needed can be evicted.
@@ -167,6 +176,26 @@ impl Subscription {
             let acknowledged = position.saturating_sub(later);
             receipts.acknowledge(&mut self.unacknowledged, acknowledged);
         }
+    }
+
+    /// The author of the messages of this client.
+    pub(crate) fn author(&mut self) -> &Arc<Author> {
+        self.author.get_or_insert_with(|| Author::connection(None))
+    }
+
+    /// The connection that its messages come from, once it has an author.
+    pub(crate) fn connection(&self) -> Option<ConnectionId> {
+        self.author.as_ref().and_then(|it| it.connection)
+    }
+
+    /// The number of clients, if this one follows it.
+    pub(crate) fn headcount(&self) -> Option<&Headcount> {
+        self.headcount.as_deref()
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn headcount_mut(&mut self) -> Option<&mut Headcount> {
+        self.headcount.as_deref_mut()
     }
 
     /// The encoding of its events.
@@ -282,24 +311,35 @@ impl Subscription {
         Ok(())
     }
 
-    /// Renders what was taken and moves the cursor; returns how many messages.
+    /// Whether this client has published `batch`.
+    fn is_own(&self, batch: &Batch) -> bool {
+        let (Some(own), Some(author)) = (&self.author, batch.author()) else {
+            return false;
+        };
+        own.connection == author.connection
+    }
+
+    /// Renders what was taken and moves the cursor; returns how many messages the client gets.
     fn render_taken(&mut self, frames: &mut Outbox) -> u64 {
         if self.missed > 0 {
             let missed = Some(mem::take(&mut self.missed)).filter(|it| *it != UNKNOWN);
             frames.extend(self.encoding.event(&Event::Gap { missed }));
         }
-        let before = self.next;
+        let mut given = 0;
         let mut taken = mem::take(&mut self.taken);
         for batch in taken.drain(..) {
             let (from, last, end) = (self.next, batch.last_id(), batch.positions().end);
-            frames.push(self.encode(&batch, from));
+            if self.hears_itself || !self.is_own(&batch) {
+                frames.push(self.encode(&batch, from));
+                given += end - from;
+            }
             self.next = end;
             self.last = (last, end - 1);
         }
         if taken.capacity() <= KEPT_CAPACITY {
             self.taken = taken;
         }
-        self.next - before
+        given
     }
 }
 

@@ -190,9 +190,14 @@ impl Client {
         Ok((Self { websocket }, response))
     }
 
-    /// The next event of the JSON format.
+    /// The next event of the JSON format, signs of life aside.
     pub(crate) async fn event(&mut self) -> Value {
-        serde_json::from_str(&self.next_text().await).unwrap()
+        loop {
+            let event: Value = serde_json::from_str(&self.next_text().await).unwrap();
+            if event["type"] != "alive" {
+                return event;
+            }
+        }
     }
 
     pub(crate) async fn send(&mut self, text: &str) {

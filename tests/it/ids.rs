@@ -27,11 +27,14 @@ fn parts(id: &str) -> (u64, u64) {
 async fn the_json_format_carries_ids_and_times() {
     let server = TestServer::broadcast().await;
     let mut client = Client::json(server.address, "/lobby").await;
-    let welcome = json!({
+    let welcome = client.event().await;
+    let expected = json!({
         "type": "welcome", "text": "Welcome! You\u{2019}re now in the broadcast room.",
-        "room": "/lobby", "mode": "broadcast", "last_id": null, "resumed": false, "missed": 0,
+        "room": "/lobby", "mode": "broadcast", "you": welcome["you"],
+        "last_id": null, "resumed": false, "missed": 0, "clients": 1,
+        "max_message_size": 1 << 20, "ping_interval": 10, "ping_timeout": 5,
     });
-    assert_eq!(client.event().await, welcome);
+    assert_eq!(welcome, expected);
     client.send("a \"text\"\n").await;
     client.send_binary(&[0, 255, 7]).await;
     let (text, binary) = (client.event().await, client.event().await);
@@ -45,7 +48,8 @@ async fn the_json_format_carries_ids_and_times() {
         let time = event["time"].as_str().unwrap();
         let time = humantime::parse_rfc3339(time).unwrap();
         assert!(time.elapsed().unwrap() < PATIENCE);
-        assert_eq!(event.as_object().unwrap().len(), 4, "{event}");
+        assert_eq!(event["from"], welcome["you"]);
+        assert_eq!(event.as_object().unwrap().len(), 5, "{event}");
     }
     // A client of the plain format gets the same with the prefix.
     let mut plain = server.client_at("/lobby").await;
@@ -405,6 +409,7 @@ async fn an_event_stream_that_is_cut_off_200_times_misses_nothing() {
                     panic!("{event}")
                 };
                 got += 1;
+                assert!(lines.next().unwrap().starts_with("from: "));
                 assert_eq!(lines.next().unwrap(), format!("data: {got}"));
                 last_id = id.to_owned();
             }

@@ -30,3 +30,4 @@ mod room_names;
 mod rooms;
 mod slow;
 mod start;
+mod voice;

@@ -302,8 +302,9 @@ async fn an_event_stream_follows_a_room() {
             "id: {epoch}-1\ndata: two\ndata: lines\ndata: and\ndata: more\ndata: "
         ))
         .await;
-    let mut client = server.client_at("/lobby").await;
-    client.send_binary(&[0, 255, 7]).await;
+    let binary = "Content-Type: application/octet-stream\r\n";
+    let answer = server.request("POST /lobby", binary, [0, 255, 7]).await;
+    assert_eq!(answer.code, 201);
     stream
         .expect(&format!("id: {epoch}-2\nevent: binary\ndata: AP8H"))
         .await;

@@ -78,8 +78,8 @@ async fn a_room_remembers_the_newest_messages_up_to_its_limits() {
     send_all(&by_count, "/", &["one", "two", "three"]).await;
     assert_eq!(history(&by_count, "/").await, ["two", "three"]);
 
-    // Each message takes a little more than 200.
-    let by_bytes = TestServer::quiet(|config| config.history.bytes = Size::from(500)).await;
+    // Each message takes about 330.
+    let by_bytes = TestServer::quiet(|config| config.history.bytes = Size::from(800)).await;
     send_all(&by_bytes, "/", &["one", "two", "three"]).await;
     assert_eq!(history(&by_bytes, "/").await, ["two", "three"]);
 
@@ -136,7 +136,7 @@ async fn at_max_rooms_the_room_empty_for_longest_is_forgotten() {
 
 #[tokio::test]
 async fn beyond_the_history_total_empty_rooms_are_forgotten_before_messages_of_the_largest() {
-    let server = TestServer::quiet(|config| config.history.total = Size::from(780)).await;
+    let server = TestServer::quiet(|config| config.history.total = Size::from(1020)).await;
     send_all(&server, "/empty", &["0123456789"]).await;
     eventually("it is empty", || server.monitor.connections() == 0).await;
     let _small = server.client_at("/small").await;

@@ -196,7 +196,7 @@ async fn a_ping_behind_unread_data_does_not_time_out_a_slow_reader() {
     let server = with_short_timeouts(400).await;
     // The client's kernel buffers all of it, and the server's queue is empty.
     let load = Load {
-        messages: 12,
+        messages: 10,
         message_size: 16_000,
         rate: 80_000,
     };
