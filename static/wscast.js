@@ -1,44 +1,26 @@
-// A room of a wscast server, for browsers and Node 22 or later. wscast.d.ts says how to use it.
+// A room of a wscast server, for browsers and Node 22 or later: see wscast.d.ts.
 
-const JSON_PROTOCOL = "wscast.v1.json";
+const JSON_FORMAT = "wscast.v1.json";
 const ID = /^(\d{1,19})-(\d{1,19})$/; // as a server takes it back
-const OPEN_PATIENCE = 10_000; // milliseconds
-const OPEN_ENDED = "It may have arrived, or not";
+const PATIENCE = 10_000; // milliseconds
 
 const now = () => performance.now();
-const error = (code, message, more) => Object.assign(new Error(message), { code, ...more });
 const same = (a, b) => typeof a === typeof b && a.length === b.length && `${a}` === `${b}`;
+const error = (code, message, more) => Object.assign(new Error(message), { code, ...more });
+const unknown = (code) => error(code, "It may have arrived, or not");
+const over = () => error("closed", "The room is closed");
 
-function attempt(read) {
-  try {
-    return read();
-  } catch {
-    return null;
-  }
-}
-
-function remember(set, value) {
-  if (set.add(value).size > 1000) set.delete(set.values().next().value);
-}
-
-/** Milliseconds until the next try: ever more and never all at once, or what is asked for ("retry after 5 s"). */
+/** Until the next try: ever longer and never all at once, or what is asked for ("retry after 5 s"). */
 function delay(tries, reason) {
   const own = Math.min(30_000, 500 * 2 ** tries) * (1 - Math.random() / 2);
-  const asked = /\bretry[- ]after[ :=]*(\d+(?:\.\d+)?) ?(ms|m)?/i.exec(reason);
-  if (!asked) return own;
-  const unit = { ms: 1, m: 60_000 }[asked[2]?.toLowerCase()] ?? 1000;
-  return Math.max(own, Math.min(asked[1] * unit, 3_600_000) * (1 + Math.random() / 10));
+  const [, time = 0, unit] = /\bretry[- ]after[ :=]*(\d+(?:\.\d+)?) ?(ms|m)?/i.exec(reason) ?? [];
+  const asked = Math.min(time * ({ ms: 1, m: 60_000 }[unit] ?? 1000), 3_600_000);
+  return Math.max(own, asked * (1 + Math.random() / 10));
 }
 
-/** A link of the chain of messages. It leads to later ones alone: what all loops have read is free. */
-function link() {
-  const it = {};
-  it.next = new Promise((resolve) => (it.tell = resolve));
-  return it;
-}
-
-async function* follow({ next }) {
-  for (let it; (it = await next).message; next = it.next) yield it.message;
+/** Messages from a link of their chain on, which leads to later ones alone: those that all loops have read are free. */
+async function* follow(link) {
+  for (let it; (it = await link).message; link = it.next) yield it.message;
 }
 
 export class Room extends EventTarget {
@@ -55,45 +37,44 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
   url.searchParams.set("clients", "");
   if (name) url.searchParams.set("name", name);
 
-  let socket = null;
-  let began, opened, due; // times: of the last try, of the connection, and when the clock acts
+  let socket, began, opened, due; // times: of the last try, of the connection, when the clock acts
   let looks = 0; // of the clock, since then
   let tries = 0;
   let offers = true; // a protocol
   let lost = false; // whether there was a connection before
-  let limit; // milliseconds without an event
-  let max; // bytes of a message
+  let limit, max; // milliseconds without an event, bytes of a message
   let ready = false; // to send
   let until = null; // the id that ends the replay
   let alives = 0; // in a row
-  let line = null; // our messages of this connection: { you, sent: by number, count, back: the number of the last to return }
-  let lines = []; // with earlier ones, whose messages may return
+  let line; // our messages of this connection: { you, sent: by number, count, back: the last to return }
+  let lines = []; // and of earlier ones
   let waiting = []; // to be sent
-  let posting = null;
-  let held = []; // messages from one on that may be the one being posted
-  let tail = link();
-  const posted = new Set(); // ids
-  const yous = new Set();
+  let posting;
+  let held = []; // from a message on that may be the one being posted
+  let tell, tail; // the next message
+  const ours = new Set(); // connections, and ids of POSTs
   const seen = new Map(); // the last number of each epoch
-  const over = new AbortController();
+  const life = new AbortController();
   const clock = setInterval(tick, 250);
 
   const emit = (type, fields) => room.dispatchEvent(Object.assign(new Event(type), fields));
-  const bearer = async () => (typeof token === "function" ? token() : token);
-
-  // ---- The connection ----
+  const bearer = () => (typeof token === "function" ? token() : token);
+  const extend = () => (tail = new Promise((resolve) => (tell = resolve)));
+  const start = () => flush((ready = true));
+  const lose = () => socket && closed({ code: 1006, reason: "" });
+  const release = () => held.splice(0).forEach(deliver);
 
   async function connect() {
     const own = (socket = {});
     room.state = "connecting";
     began = now();
-    due = began + OPEN_PATIENCE;
+    due = began + PATIENCE;
     try {
       const secret = await bearer();
       if (socket !== own) return;
       const last = held.at(-1)?.id ?? room.lastId;
       url.searchParams.set("since", last ?? "");
-      socket = new WebSocket(url.href, secret ? [JSON_PROTOCOL, `bearer.${secret}`] : offers ? [JSON_PROTOCOL] : []);
+      socket = new WebSocket(url.href, secret ? [JSON_FORMAT, `bearer.${secret}`] : offers ? [JSON_FORMAT] : []);
       socket.binaryType = "arraybuffer";
       socket.onopen = () => open(last);
       socket.onerror = () => {}; // Some throw it where nothing listens. A close follows.
@@ -104,24 +85,22 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
   }
 
   function open(last) {
+    const isJson = socket.protocol === JSON_FORMAT;
     opened = now();
-    due = opened + OPEN_PATIENCE;
+    due = isJson ? opened + PATIENCE : Infinity;
     lines.push((line = { sent: new Map(), count: 0, back: 0 }));
-    if (socket.protocol === JSON_PROTOCOL) {
-      socket.onmessage = ({ data }) => heed(data, last);
-      return;
-    }
-    due = Infinity;
+    if (!isJson) welcome({}, lost);
     socket.onmessage = ({ data }) => {
-      start();
-      deliver({ id: null, time: new Date(), data: typeof data === "string" ? data : new Uint8Array(data), mine: false });
+      if (!isJson) {
+        start();
+        return deliver({ id: null, time: new Date(), data: typeof data === "string" ? data : new Uint8Array(data), mine: false });
+      }
+      try {
+        heed(JSON.parse(data), data.length, last);
+      } catch {
+        // What is no event is passed over.
+      }
     };
-    welcome({}, lost);
-  }
-
-  function start() {
-    ready = true;
-    flush();
   }
 
   function drop() {
@@ -131,16 +110,12 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
     until = socket = line = room.you = null;
   }
 
-  function lose() {
-    if (socket) closed({ code: 1006, reason: "" });
-  }
-
   function closed({ code, reason }) {
     drop();
     // A browser takes it for a failure when a server knows none of the protocols offered.
     if (!opened && !lost && !token && !(offers = !offers)) return void connect();
-    lost ||= opened > 0;
     if (opened && now() - opened > 5000) tries = 0;
+    lost ||= opened > 0;
     opened = 0;
     // A server that refuses would refuse again.
     if (code === 1008 || (code >= 4000 && code < 5000)) return finish(code, reason);
@@ -156,15 +131,15 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
   }
 
   function finish(code, reason) {
+    if (room.state === "closed") return;
     drop();
     clearInterval(clock);
+    life.abort();
     room.state = "closed";
-    over.abort();
-    for (const item of [...lines.flatMap(({ sent }) => [...sent.values()]), posting, ...waiting]) {
-      settle(item, item?.sent ? error("unconfirmed", OPEN_ENDED) : error("closed", "The room is closed"));
-    }
+    const sent = lines.flatMap((it) => [...it.sent.values()]);
+    for (const item of [...sent, ...waiting, posting]) settle(item, item?.sent ? unknown("unconfirmed") : over());
     release();
-    tail.tell({});
+    tell({});
     emit("close", { code, reason, retryIn: null });
   }
 
@@ -173,21 +148,20 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
     else if (room.state === "waiting") connect();
     // At the second look: a clock that is late comes before the events of the meantime.
     else if (looks++) lose();
-    if (!line || room.you || room.state !== "open") return;
+    if (room.you || room.state !== "open") return;
     // A server that is full accepts, and closes at once: what waits would be lost.
     if (!ready && now() - opened > 300) start();
-    // Of one that tells nothing, what has left is all there is to know.
+    // Where nothing returns, what has left is all there is to know.
     if (!ready || socket.bufferedAmount) return;
     for (const item of line.sent.values()) settle(item, { confirmed: false });
     line.sent.clear();
   }
 
-  // ---- Events ----
-
-  function heed(data, last) {
-    const event = attempt(() => JSON.parse(data)) ?? {};
+  function heed(event, size, last) {
     const { type, missed = null, count, bytes = 0, code, message, retry_after: retryAfter } = event;
     alives = type === "alive" ? alives + 1 : 0;
+    // A message is seen only when it is whole, and large ones may follow each other.
+    const isSlow = () => until || type === "large" || size > 65_536;
     if (type === "welcome") welcome(event, last);
     if (type === "message") receive(event);
     if (type === "clients") emit(type, { count: (room.clients = count) });
@@ -196,36 +170,34 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
       judge();
       emit(type, { missed });
     }
-    // Nothing came between the two: nothing is left of the replay.
-    if (until && alives > 1) judge(line, (room.lastId = until));
-    // A script sees a message only when it is whole, and large ones may follow each other.
-    const slow = until || type === "large" || data.length > 65_536;
-    due = now() + (slow ? Math.max(limit, 60_000, bytes / 16) : limit);
+    // With nothing between two of them the replay is over.
+    if (alives > 1 && until) judge(line);
+    due = now() + (isSlow() ? Math.max(limit, 60_000, bytes / 16) : limit);
     if (type !== "end") return;
     emit(type);
-    room.close();
+    finish(1000, "");
   }
 
   function welcome(event, last) {
-    const { text = "", resumed = false, missed = null, last_id = null, ping_interval, ping_timeout } = event;
-    ({ you: line.you = null, clients: room.clients = null, max_message_size: max = Infinity } = event);
-    room.you = line.you;
-    if (room.you) remember(yous, room.you);
+    const { you = null, text = "", resumed = false, missed = null, last_id = null, ping_interval, ping_timeout } = event;
+    ({ clients: room.clients = null, max_message_size: max = Infinity } = event);
     limit = ping_interval ? (ping_interval + ping_timeout) * 1000 : Infinity;
+    room.you = line.you = you;
+    if (you) remember(you);
     until = last_id === last ? null : last_id;
     room.state = "open";
     emit("open", { text, resumed });
     if (last && !resumed) emit("gap", { missed });
     if (!until) judge(line);
-    if (room.you) start();
+    if (you) start();
   }
 
   function receive({ id, time, from, name, text, binary }) {
     const [, epoch, number] = ID.exec(id) ?? [];
     if (number <= seen.get(epoch)) return;
     seen.set(epoch, +number);
-    const data = text ?? attempt(() => Uint8Array.from(atob(binary), (it) => it.charCodeAt()));
-    const message = { id: epoch ? id : null, time: new Date(time), from, name, data, mine: yous.has(from) };
+    const data = text ?? Uint8Array.from(atob(binary), (it) => it.charCodeAt());
+    const message = { id: epoch ? id : null, time: new Date(time), from, name, data, mine: ours.has(from) };
     if (message.mine) comeBack(message);
     if (held.length || (posting && !from && same(posting.data, data))) held.push(message);
     else deliver(message);
@@ -234,29 +206,27 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 
   function deliver(message) {
     room.lastId = message.id;
-    if (posted.delete(message.id)) return;
-    const { tell } = tail;
-    tail = link();
-    tell({ message, next: tail.next });
+    if (ours.delete(message.id)) return;
+    tell({ message, next: extend() });
     emit("message", message);
   }
 
-  function release() {
-    for (const message of held.splice(0)) deliver(message);
+  function remember(it) {
+    if (ours.add(it).size > 1000) ours.delete(ours.values().next().value);
   }
 
-  // ---- One's own messages ----
-  // Those of a connection return in the order in which they were sent. What has not when the connection broke and the
-  // next one has told all up to its welcome, is not confirmed; it may still come.
+  // Our messages of a connection return in the order in which they were sent. What has not, when the connection has
+  // broken and the next one has told all up to its welcome, is not confirmed; it may still come.
 
   function send(data) {
     return new Promise((resolve, reject) => {
-      if (typeof data === "string") data = data.toWellFormed?.() ?? data;
+      const isText = typeof data === "string";
+      if (isText) data = data.toWellFormed?.() ?? data;
       else if (data.byteLength >= 0) data = new Uint8Array(data.buffer ?? data, data.byteOffset, data.byteLength).slice();
       else throw new TypeError("A message is a string, an ArrayBuffer or a view of one");
-      if (room.state === "closed") throw error("closed", "The room is closed");
-      const type = typeof data === "string" ? "text/plain" : "application/octet-stream";
-      waiting.push({ data, body: new Blob([data], { type }), resolve, reject });
+      if (room.state === "closed") throw over();
+      const body = new Blob([data], { type: isText ? "text/plain" : "application/octet-stream" });
+      waiting.push({ data, body, resolve, reject });
       flush();
     });
   }
@@ -264,12 +234,13 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
   function settle(item, result) {
     if (!item) return;
     item.done = true;
+    item.line = null;
     unlist(item);
     if (result instanceof Error) item.reject(result);
     else item.resolve(result);
   }
 
-  /** Takes an item, or all, off those that are not confirmed. */
+  /** Takes one, or all, off those that are not confirmed. */
   function unlist(item) {
     const all = room.unconfirmed;
     room.unconfirmed = all.filter((it) => item && it !== item);
@@ -301,25 +272,17 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
     }
   }
 
-  /** At the end of the replay, or where a part of it is missing: what has not returned, but on this line, is not confirmed. */
+  /** After the replay, or a gap: what has not returned, but on this line, is not confirmed. */
   function judge(but) {
     until = null;
-    const again = [];
-    for (const own of lines) {
-      for (const item of own === but ? [] : own.sent.values()) {
-        if (item.done || item.line !== own) continue;
-        item.line = null;
-        if (resend === "always") again.push(item);
-        else if (resend === "ask") room.unconfirmed.push(item);
-        else settle(item, error("unconfirmed", OPEN_ENDED));
-      }
-    }
-    waiting = [...again, ...waiting];
+    const open = lines.flatMap((own) => [...own.sent.values()].filter((it) => own !== but && it.line === own));
+    for (const item of open) item.line = null;
+    if (resend === "always") waiting = [...open, ...waiting];
+    else if (resend === "ask") room.unconfirmed = [...room.unconfirmed, ...open];
+    else for (const item of open) settle(item, unknown("unconfirmed"));
     lines = lines.filter((it) => it === line || [...it.sent.values()].some(({ done }) => !done));
     flush();
   }
-
-  // ---- By POST ----
 
   async function post() {
     while (!posting && (posting = next())) {
@@ -336,22 +299,22 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
       try {
         const secret = await bearer();
         if (secret) headers.Authorization = `Bearer ${secret}`;
-        const signal = AbortSignal.any([over.signal, AbortSignal.timeout(OPEN_PATIENCE + body.size / 16)]);
+        const signal = AbortSignal.any([life.signal, AbortSignal.timeout(PATIENCE + (body.size >> 4))]);
         const answer = await fetch(url.href.replace("ws", "http"), { method: "POST", headers, body, signal });
         const { ok, status } = answer;
         if (ok) {
           const { id } = await answer.json();
-          remember(posted, id);
+          remember(id);
           return { id, confirmed: true };
         }
         if (status < 500 && status !== 408 && status !== 429) return error("refused", await answer.text(), { status });
         after = `retry after ${answer.headers.get("retry-after")}`;
       } catch {
-        // It may have arrived; the key keeps it from being published twice.
+        // It may have arrived: the key keeps it from being published twice.
       }
       await new Promise((resolve) => setTimeout(resolve, delay(tries, after)).unref?.());
     }
-    return error("unconfirmed", OPEN_ENDED);
+    return unknown("unconfirmed");
   }
 
   Object.assign(room, {
@@ -362,12 +325,13 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
       waiting = [...unlist(item), ...waiting];
       flush();
     },
-    discard: (item) => unlist(item).forEach((it) => settle(it, error("discarded", OPEN_ENDED))),
-    close: () => room.state === "closed" || finish(1000, ""),
+    discard: (item) => unlist(item).forEach((it) => settle(it, unknown("discarded"))),
+    close: () => finish(1000, ""),
     [Symbol.asyncIterator]: () => follow(tail),
   });
   for (const type of ["online", "pageshow", "visibilitychange", "offline"]) {
-    globalThis.addEventListener?.(type, type === "offline" ? lose : hurry, { signal: over.signal });
+    globalThis.addEventListener?.(type, type === "offline" ? lose : hurry, { signal: life.signal });
   }
+  extend();
   connect();
 }
