@@ -246,6 +246,16 @@ impl Hub {
         self.history.limit
     }
 
+    /// Whether any message is kept, in memory or in a store.
+    pub(crate) fn keeps_messages(&self) -> bool {
+        let History {
+            limit,
+            bytes,
+            total,
+        } = &self.history;
+        self.store.backend().is_some() || (*limit > 0 && bytes.bytes() > 0 && total.bytes() > 0)
+    }
+
     /// Seals all rooms: no more messages and no more clients. Current clients drain the log of their
     /// room, then are closed.
     pub(crate) fn seal(&self) {

@@ -6,7 +6,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-#[allow(unused_imports, reason = "keys come with the next change")]
 pub(crate) use author::{Author, ConnectionId, Key, Name, NotAName};
 
 /// The id of a message in its room, written `<epoch>-<seq>`.

@@ -6,6 +6,7 @@ pub(crate) mod copies;
 pub(crate) mod history;
 pub(crate) mod ids;
 pub(crate) mod join;
+pub(crate) mod keys;
 pub(crate) mod log;
 #[cfg(test)]
 mod models;
@@ -21,6 +22,7 @@ pub(crate) mod total;
 pub(crate) use archive::Archive;
 pub(crate) use behaviour::Behaviour;
 pub(crate) use join::{Follow, OnGap, Start};
+pub(crate) use keys::{Claim, Claimed};
 pub(crate) use log::{Delivery, Origin, Placed, Room, Sealed};
 pub(crate) use name::RoomName;
 pub(crate) use presence::{Clients, Headcount};

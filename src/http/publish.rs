@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use hyper::StatusCode;
 use hyper::body::{Body as _, Frame, Incoming};
+use hyper::{Response, StatusCode};
 use serde::Serialize;
 use tokio::select;
 use tokio::time::timeout;
@@ -17,15 +17,16 @@ use super::content_type::Content;
 use super::phase::Link;
 use super::refusal::Refusal;
 use super::request::Request;
+use super::response::{Body, respond_json, to_json, whole};
 use super::routes::Routes;
 use crate::admission::Grant;
 use crate::client::budget::Share;
 use crate::client::message_log;
 use crate::client::turn::Turn;
 use crate::format::BatchBuilder;
-use crate::hub::Publication;
-use crate::message::{Author, Kind};
-use crate::room::{Delivery, RoomName};
+use crate::hub::{Publication, RoomGuard};
+use crate::message::{Author, Key, Kind};
+use crate::room::{Claim, Claimed, Delivery, RoomName};
 
 /// The answer to a POST that is published.
 #[derive(Debug, Serialize)]
@@ -38,6 +39,13 @@ pub(super) struct Published {
     delivered: Option<usize>,
 }
 
+/// A message that is to be published.
+struct Message<'a> {
+    kind: Kind,
+    payload: &'a [u8],
+    author: Author,
+}
+
 /// A step of reading a body.
 enum Step {
     Frame(Frame<Bytes>),
@@ -48,7 +56,7 @@ enum Step {
 
 impl Routes {
     /// Publishes `body`, the body of `request`; waits for receipts if its query has `wait`, at most as
-    /// long as the publisher waits.
+    /// long as the publisher waits. A second request with the same `Idempotency-Key` publishes nothing.
     pub(super) async fn publish(
         &self,
         request: &Request,
@@ -56,9 +64,15 @@ impl Routes {
         body: Incoming,
         room: &RoomName,
         publisher: &Link,
-    ) -> Result<Published, Refusal> {
+    ) -> Result<Response<Body>, Refusal> {
         let wait = request.query.wait()?;
         let name = request.query.name()?;
+        let key = request.idempotency_key()?;
+        if key.is_some() && !self.hub.keeps_messages() {
+            return Err(Refusal::bad(
+                "Idempotency-Key: nothing is kept here: see --history-limit",
+            ));
+        }
         grant.check_publish()?;
         // Checked before `100 Continue`, which the read of the body sends.
         let content = Content::of(&request.headers)?;
@@ -74,16 +88,17 @@ impl Routes {
         // It may have expired meanwhile.
         grant.check_expiry()?;
 
+        let message = Message {
+            kind,
+            payload: &payload,
+            author: Author {
+                connection: None,
+                name,
+                key,
+            },
+        };
         // A publisher that hangs up meanwhile cannot take its message back: the store has it.
-        let delivery = self
-            .publish_message(
-                room,
-                kind,
-                &payload,
-                name.map(Author::named),
-                wait.is_some(),
-            )
-            .await?;
+        let (status, delivery) = self.publish_once(room, message, wait.is_some()).await?;
         let Delivery {
             batch,
             queues,
@@ -104,33 +119,60 @@ impl Routes {
             }
             delivered = Some(collector.delivered());
         }
-        Ok(Published {
+        let published = Published {
             id: batch.last_id().to_string(),
             clients,
             delivered,
-        })
+        };
+        Ok(respond_json(status, whole(to_json(&published))))
+    }
+
+    /// Publishes a message, unless one with its key is published: 201, or 200 with that one.
+    async fn publish_once(
+        &self,
+        room: &RoomName,
+        message: Message<'_>,
+        receipts: bool,
+    ) -> Result<(StatusCode, Delivery), Refusal> {
+        let guard = self.hub.enter(room).await?;
+        let claimed = match &message.author.key {
+            None => None,
+            Some(key) => match claim(&guard, key, receipts).await {
+                Ok(claimed) => Some(claimed),
+                Err(published) => return answer_again(*published, &message),
+            },
+        };
+        let delivery = self
+            .publish_message(&guard, message, receipts, claimed)
+            .await?;
+        Ok((StatusCode::CREATED, delivery))
     }
 
     /// Publishes one message, when the store has room for it, and waits until it is delivered.
     async fn publish_message(
         &self,
-        room: &RoomName,
-        kind: Kind,
-        payload: &[u8],
-        author: Option<Arc<Author>>,
+        guard: &RoomGuard,
+        message: Message<'_>,
         receipts: bool,
+        claimed: Option<Claimed>,
     ) -> Result<Delivery, Refusal> {
-        let guard = self.hub.enter(room).await?;
         if !guard.is_ready() {
             guard.ready().await;
         }
+        let Message {
+            kind,
+            payload,
+            author,
+        } = message;
         let mut builder = BatchBuilder::default();
         guard.plain().encode(kind, payload, &mut builder);
-        let frames = builder.take().expect("it was encoded just now").by(author);
+        let frames = builder.take().expect("it was encoded just now");
+        let is_known = author != Author::default();
+        let frames = frames.by(is_known.then(|| Arc::new(author)));
         if self.settings.log_messages {
             message_log::received(&Span::current(), &frames);
         }
-        let delivery = match guard.publish(frames, receipts)? {
+        let delivery = match guard.publish_claimed(frames, receipts, claimed)? {
             Publication::Delivered(delivery) => delivery,
             Publication::Pending(pending) => pending.await?,
         };
@@ -201,5 +243,31 @@ impl Routes {
         let limit = self.settings.max_message_size;
         let reason = format!("a message has at most {limit} bytes: see --max-message-size");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, reason)
+    }
+}
+
+/// Claims `key`, or returns what was published under it.
+async fn claim(guard: &RoomGuard, key: &Key, receipts: bool) -> Result<Claimed, Box<Delivery>> {
+    loop {
+        match guard.claim(key, receipts) {
+            Claim::Granted(claimed) => return Ok(claimed),
+            Claim::Pending(done) => done.await,
+            Claim::Published(delivery) => return Err(delivery.into()),
+        }
+    }
+}
+
+/// The answer to the second try of what was published under its key, if that is `message`.
+fn answer_again(
+    published: Delivery,
+    message: &Message<'_>,
+) -> Result<(StatusCode, Delivery), Refusal> {
+    let kept = published.batch.frames().payloads().next();
+    match kept == Some((message.kind, message.payload)) {
+        true => Ok((StatusCode::OK, published)),
+        false => Err(Refusal::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "Idempotency-Key is that of another message: each message needs a new one",
+        )),
     }
 }

@@ -11,7 +11,7 @@ use super::client_module::ModuleFile;
 use super::refusal::Refusal;
 use crate::config::{Host, Time};
 use crate::excerpt::excerpt;
-use crate::message::{MessageId, Name, NotAName};
+use crate::message::{Key, MessageId, Name, NotAName};
 use crate::protocol::handshake::has_token;
 use crate::room::RoomName;
 use crate::room::name::NotARoom;
@@ -145,6 +145,23 @@ impl Request {
             && self
                 .headers
                 .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    }
+
+    /// The key that makes a POST one of its own (draft-ietf-httpapi-idempotency-key-header).
+    ///
+    /// # Errors
+    /// A [`Refusal`] where it is not a [`Key`], or there are several.
+    pub(crate) fn idempotency_key(&self) -> Result<Option<Key>, Refusal> {
+        let mut keys = self.headers.get_all("idempotency-key").iter();
+        let Some(key) = keys.next() else {
+            return Ok(None);
+        };
+        if keys.next().is_some() {
+            return Err(Refusal::bad("a request has one Idempotency-Key"));
+        }
+        let key = Key::try_from(key.as_bytes());
+        key.map(Some)
+            .map_err(|error| Refusal::bad(error.to_string()))
     }
 
     /// The last message that the client has: `Last-Event-ID`, which an `EventSource` sends when it

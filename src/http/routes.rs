@@ -149,8 +149,7 @@ impl Routes {
             }
             (&Method::OPTIONS, _) => options(allowed(self.hub.behaviour(room))),
             (&Method::POST, _) if self.hub.behaviour(room) == Behaviour::Broadcast => {
-                let published = self.publish(request, grant, body, room, connection).await?;
-                respond_json(StatusCode::CREATED, whole(to_json(&published)))
+                self.publish(request, grant, body, room, connection).await?
             }
             (method, _) => return Err(not_allowed(self.hub.behaviour(room), method)),
         };

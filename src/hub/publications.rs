@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{Hub, PublishError, RoomGuard};
 use crate::message::Unavailable;
-use crate::room::{Delivery, Placed};
+use crate::room::{Claimed, Delivery, Placed};
 use crate::store::{Fed, Feed, Numbered, Ticket};
 
 /// Messages that are published.
@@ -55,17 +55,25 @@ pub(super) struct Waiting {
     room_guard: RoomGuard,
     /// Whether receipts are requested for it.
     pub(super) receipts: bool,
+    /// Keeps its key, also where the publisher has gone.
+    _claimed: Option<Claimed>,
     answer: oneshot::Sender<Result<Delivery, PublishError>>,
 }
 
 impl Publications {
     /// Begins a publication that is announced in the room of `room_guard`.
-    pub(super) fn begin(&self, room_guard: RoomGuard, receipts: bool) -> (Ticket, Pending) {
+    pub(super) fn begin(
+        &self,
+        room_guard: RoomGuard,
+        receipts: bool,
+        claimed: Option<Claimed>,
+    ) -> (Ticket, Pending) {
         let (answer, pending) = oneshot::channel();
         let ticket = Ticket(self.last.fetch_add(1, Ordering::Relaxed));
         let waiting = Waiting {
             room_guard,
             receipts,
+            _claimed: claimed,
             answer,
         };
         self.waiting.lock().insert(ticket, waiting);

@@ -8,7 +8,8 @@ use futures_util::future::BoxFuture;
 
 use super::{Hub, Publication, PublishError, State};
 use crate::format::{Frames, Plain};
-use crate::room::{Behaviour, Room};
+use crate::message::Key;
+use crate::room::{Behaviour, Claim, Claimed, Room};
 use crate::store::NumberedBy;
 
 /// Keeps a room in the registry. When the last place is given back, a room without messages is removed,
@@ -77,13 +78,32 @@ impl RoomGuard {
         frames: Frames,
         receipts: bool,
     ) -> Result<Publication, PublishError> {
+        self.publish_claimed(frames, receipts, None)
+    }
+
+    /// Claims the key of a message that is to be published once.
+    pub(crate) fn claim(&self, key: &Key, receipts: bool) -> Claim {
+        self.room.claim(key, receipts)
+    }
+
+    /// The same for a message whose key, if it has one, is claimed: others wait for it until the message is
+    /// delivered.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub(crate) fn publish_claimed(
+        &self,
+        frames: Frames,
+        receipts: bool,
+        claimed: Option<Claimed>,
+    ) -> Result<Publication, PublishError> {
         let Place { hub, name } = &self.place;
         let backend = hub.store.backend();
         if let Some(backend) = backend
             && backend.admit()? == NumberedBy::Store
         {
             self.room.announce()?;
-            let (ticket, pending) = hub.publications.begin(self.again(), receipts);
+            let (ticket, pending) = hub.publications.begin(self.again(), receipts, claimed);
             backend.append(name, frames, ticket);
             return Ok(Publication::Pending(pending));
         }

@@ -28,7 +28,7 @@ impl Author {
         })
     }
 
-    /// A client without messages, and what it calls itself.
+    /// A client that sends nothing, and what it calls itself.
     pub(crate) fn named(name: Name) -> Arc<Self> {
         Arc::new(Self {
             connection: None,
@@ -41,8 +41,11 @@ impl Author {
     pub(crate) fn cost(&self) -> usize {
         // The counters of an `Arc`, and the rounding of its allocation.
         const OVERHEAD: usize = 24;
+        // Its entry among the keys of the history, and the receipts of its message.
+        const OF_KEY: usize = 192;
         let name = self.name.as_ref().map_or(0, |name| name.0.len() + OVERHEAD);
-        let key = self.key.as_ref().map_or(0, |key| key.0.len() + OVERHEAD);
+        let key = self.key.as_ref();
+        let key = key.map_or(0, |key| key.0.len() + OVERHEAD + OF_KEY);
         size_of::<Self>() + OVERHEAD + name + key
     }
 }

@@ -1,9 +1,11 @@
 //! The tail of a room's log, bounded by messages and memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::keys::Keyed;
 use crate::format::Batch;
+use crate::message::Key;
 
 /// The newest messages of a log, in order, without gaps.
 ///
@@ -38,6 +40,8 @@ pub(crate) struct History {
     copies: BTreeMap<u64, usize>,
     /// Cost of all copies.
     copied_bytes: usize,
+    /// The messages that have keys.
+    keyed: HashMap<Key, Keyed>,
 }
 
 /// A number of messages, and bytes of memory.
@@ -67,6 +71,7 @@ impl History {
             replay_bytes: 0,
             copies: BTreeMap::new(),
             copied_bytes: 0,
+            keyed: HashMap::new(),
         }
     }
 
@@ -117,6 +122,20 @@ impl History {
         self.replay_bytes += cost;
         self.batches.push_back(batch.clone());
         self.evict(needed);
+    }
+
+    /// Remembers what is known of the message with this key, unless that is evicted already.
+    pub(super) fn remember(&mut self, key: &Key, keyed: Keyed) {
+        if keyed.position >= self.retained_from {
+            self.keyed.insert(key.clone(), keyed);
+        }
+    }
+
+    /// The message with this key, if it is retained.
+    pub(super) fn find(&self, key: &Key) -> Option<(&Arc<Batch>, &Keyed)> {
+        let keyed = self.keyed.get(key)?;
+        let batch = self.batches.get(self.index(keyed.position))?;
+        (keyed.position >= self.retained_from).then_some((batch, keyed))
     }
 
     /// Evicts the oldest messages beyond the bounds; those from `needed` on are retained within
@@ -242,6 +261,9 @@ impl History {
         }
         self.bytes -= batch.cost();
         self.forget_copies(end - 1);
+        if let Some(key) = batch.author().and_then(|it| it.key.as_ref()) {
+            self.keyed.remove(key);
+        }
         self.retained_from = end;
         if !self.archived {
             self.replay_from = self.replay_from.max(end);

@@ -1,17 +1,19 @@
 //! The log of a room: appending and fan-out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 use slab::Slab;
+use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
 use super::behaviour::Behaviour;
 use super::history::History;
 use super::ids::Ids;
+use super::keys::Keyed;
 use super::presence::Presence;
 use super::queue::{Bound, Sender};
 use super::receipts::{Collector, Receipts};
@@ -19,7 +21,7 @@ use super::sync::Mutex;
 use super::total::Total;
 use crate::config::{self, Limits};
 use crate::format::{Batch, Frames};
-use crate::message::MessageId;
+use crate::message::{Key, MessageId};
 
 /// One ordered log and its clients. The tail of the log is the history; a client at its end gets later
 /// messages through its queue.
@@ -28,7 +30,7 @@ pub(crate) struct Room {
     pub(super) behaviour: Behaviour,
     pub(super) bound: Bound,
     pub(super) log: Mutex<Log>,
-    pub(super) receipts: Receipts,
+    pub(super) receipts: Arc<Receipts>,
     pub(super) presence: Presence,
     /// Where messages are that the history has evicted, if anywhere.
     pub(super) archive: Option<Arc<dyn Archive>>,
@@ -51,6 +53,8 @@ pub(super) struct Log {
     pub(super) acknowledging: usize,
     /// The clients that read from the history: the next message, and the key.
     pub(super) behind: BTreeSet<(u64, usize)>,
+    /// The keys of messages that are being published, and what tells of their end.
+    pub(super) claims: HashMap<Key, CancellationToken>,
     /// Publications that the store has not placed yet.
     in_flight: usize,
     /// The server is shutting down: no more publications.
@@ -131,7 +135,7 @@ pub(crate) struct Delivery {
     /// How many clients the room has.
     pub(crate) clients: usize,
     /// The receipts for the last of the messages, where they were requested.
-    pub(crate) receipts: Option<Collector>,
+    pub(crate) receipts: Option<Arc<Collector>>,
 }
 
 /// What became of messages that a store has placed.
@@ -190,13 +194,14 @@ impl Room {
                 registry: Slab::new(),
                 acknowledging: 0,
                 behind: BTreeSet::new(),
+                claims: HashMap::new(),
                 in_flight: 0,
                 sealed: false,
                 restarts: 0,
                 restarted_at: 0,
                 evicted: false,
             }),
-            receipts: Receipts::default(),
+            receipts: Arc::default(),
             presence: Presence::default(),
             archive,
             bytes: AtomicUsize::new(0),
@@ -292,13 +297,12 @@ impl Room {
 
     fn fan_out(self: &Arc<Self>, log: &mut Log, batch: Arc<Batch>, receipts: bool) -> Delivery {
         let first = batch.positions().start;
-        let receipts = receipts.then(|| {
-            let position = batch.positions().end - 1;
-            // Before the clients can read the message, which makes them look for requests.
-            self.receipts.expect(position, log.acknowledging);
-            let room = self.clone();
-            Collector { room, position }
-        });
+        let last = batch.positions().end - 1;
+        let key = batch.author().and_then(|it| it.key.as_ref());
+        // Before the clients can read the message, which makes them look for requests. Where it has a
+        // key, its publisher may ask for them later.
+        let collector = (receipts || key.is_some())
+            .then(|| Arc::new(self.receipts.expect(last, log.acknowledging, receipts)));
         let mut queues = 0;
         if self.behaviour == Behaviour::Broadcast {
             for (key, member) in &mut log.registry {
@@ -315,12 +319,20 @@ impl Room {
         }
         let needed = log.needed();
         log.history.push(&batch, needed);
+        if let (Some(key), Some(receipts)) = (key, &collector) {
+            let keyed = Keyed {
+                position: last,
+                clients: log.registry.len(),
+                receipts: receipts.clone(),
+            };
+            log.history.remember(key, keyed);
+        }
         self.account(&log.history);
         Delivery {
             batch,
             queues,
             clients: log.registry.len(),
-            receipts,
+            receipts: collector.filter(|_| receipts),
         }
     }
 
@@ -413,7 +425,7 @@ pub(crate) mod tests {
         }
 
         /// Publishes one message, and requests receipts for it.
-        pub(crate) fn publish_with_receipts(&mut self) -> Collector {
+        pub(crate) fn publish_with_receipts(&mut self) -> Arc<Collector> {
             let frames = self.encode(1);
             let delivery = self.room.append(frames, true, |_| {}).unwrap();
             self.last += 1;

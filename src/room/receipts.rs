@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use super::log::Room;
 use super::sync::{AtomicU64, Mutex};
 
 /// The receipts that the publishers of a room wait for: one entry a message, one count a client.
@@ -30,7 +29,9 @@ struct Entry {
     missing: usize,
     /// Clients that acknowledged it.
     delivered: usize,
-    publisher: Option<Waker>,
+    /// Whether a publisher waits for them: the clients are pinged then.
+    wanted: bool,
+    publishers: Vec<Waker>,
 }
 
 /// What one client still has to acknowledge.
@@ -46,16 +47,27 @@ pub(super) struct Unacknowledged {
 }
 
 impl Receipts {
-    /// Waits for the receipts of `missing` clients for the message `position`, which is not yet published.
-    pub(super) fn expect(&self, position: u64, missing: usize) {
+    /// Collects the receipts of `missing` clients for the message `position`, which is not yet published;
+    /// they are `wanted` if a publisher waits for them.
+    pub(super) fn expect(
+        self: &Arc<Self>,
+        position: u64,
+        missing: usize,
+        wanted: bool,
+    ) -> Collector {
         let entry = Entry {
             missing,
             delivered: 0,
-            publisher: None,
+            wanted,
+            publishers: Vec::new(),
         };
         self.entries.lock().insert(position, entry);
         // The lock of the log, or of a queue, orders this before any read of the message.
         self.asked.store(position, Ordering::Relaxed);
+        Collector {
+            receipts: self.clone(),
+            position,
+        }
     }
 
     /// Whether `client`, which has the messages up to `last`, has to be pinged for a receipt; resets the
@@ -66,7 +78,8 @@ impl Receipts {
         }
         let unpinged = client.pinged + 1..=last;
         client.pinged = last;
-        self.entries.lock().range(unpinged).next().is_some()
+        let entries = self.entries.lock();
+        entries.range(unpinged).any(|(_, entry)| entry.wanted)
     }
 
     /// `client` acknowledged all messages up to `position` that it has.
@@ -118,10 +131,8 @@ impl Receipts {
                 any = true;
                 entry.delivered += usize::from(delivered);
                 entry.missing -= 1;
-                if entry.missing == 0
-                    && let Some(publisher) = entry.publisher.take()
-                {
-                    publisher.wake();
+                if entry.missing == 0 {
+                    entry.publishers.drain(..).for_each(Waker::wake);
                 }
             }
         }
@@ -169,13 +180,15 @@ const NEVER: u64 = u64::MAX;
 /// Collects the receipts for one message; gives up on them when dropped.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    pub(super) room: Arc<Room>,
-    pub(super) position: u64,
+    receipts: Arc<Receipts>,
+    position: u64,
 }
 
 impl Collector {
-    /// Waits until every client that can acknowledge has done so or left.
+    /// Waits until every client that can acknowledge has done so or left. A client that has the message
+    /// already, and was not pinged for it, acknowledges it with its next heartbeat.
     pub(crate) async fn wait(&self) {
+        self.with_entry(|entry| entry.wanted = true);
         poll_fn(|cx| self.poll_all(cx)).await;
     }
 
@@ -189,13 +202,15 @@ impl Collector {
             if entry.missing == 0 {
                 return Poll::Ready(());
             }
-            entry.publisher = Some(cx.waker().clone());
+            if !entry.publishers.iter().any(|it| it.will_wake(cx.waker())) {
+                entry.publishers.push(cx.waker().clone());
+            }
             Poll::Pending
         })
     }
 
     fn with_entry<T>(&self, of: impl FnOnce(&mut Entry) -> T) -> T {
-        let mut entries = self.room.receipts.entries.lock();
+        let mut entries = self.receipts.entries.lock();
         of(entries
             .get_mut(&self.position)
             .expect("it stays until the drop"))
@@ -204,7 +219,7 @@ impl Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        self.room.receipts.entries.lock().remove(&self.position);
+        self.receipts.entries.lock().remove(&self.position);
     }
 }
 
@@ -447,7 +462,7 @@ mod tests {
 
     /// What a publisher expects, in sets of clients.
     struct Expected {
-        collector: Collector,
+        collector: Arc<Collector>,
         missing: BTreeSet<usize>,
         delivered: usize,
     }

@@ -396,3 +396,47 @@ async fn a_drain_waits_for_what_the_store_has_taken() {
         server.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_second_try_waits_for_the_first_and_takes_its_place_if_that_is_refused() {
+    let double = Double::new(NumberedBy::Store);
+    let server = serve(&double, |_| {}).await;
+    let try_once = || {
+        let server = server.address;
+        tokio::spawn(async move {
+            let mut client = RawClient::connect(server).await;
+            let request =
+                "POST /a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 2\r\n\r\nhi";
+            client.send(request).await;
+            client.answer().await
+        })
+    };
+    let first = try_once();
+    queued(&double, &["/a"]).await;
+    // It hangs up; the store has its message.
+    first.abort();
+    let (second, third) = (try_once(), try_once());
+    eventually("all are here", || server.monitor.connections() == 3).await;
+    double.place("/a");
+    let [second, third] = [second.await.unwrap(), third.await.unwrap()];
+    assert_eq!((second.code, second.json()), (200, third.json()));
+    assert_eq!(second.json()["id"], "7-1");
+    assert_eq!(double.kept("/a"), 1);
+
+    let post = async || {
+        let key = "Idempotency-Key: l\r\n";
+        server.request("POST /b", key, "hi").await
+    };
+    let tries = async { tokio::join!(post(), post()) };
+    let decisions = async {
+        queued(&double, &["/b"]).await;
+        double.refuse("/b");
+        queued(&double, &["/b"]).await;
+        double.place("/b");
+    };
+    let ((one, other), ()) = tokio::join!(tries, decisions);
+    let mut codes = [one.code, other.code];
+    codes.sort_unstable();
+    assert_eq!(codes, [201, 503]);
+    assert_eq!(double.kept("/b"), 1);
+}

@@ -14,6 +14,7 @@ mod harness;
 mod history;
 mod http;
 mod http_clients;
+mod idempotency;
 mod ids;
 mod incoming;
 mod keep_alive;

@@ -71,6 +71,15 @@ async fn ask(line: &str) {
             let echo = TestServer::echo().await;
             assert_eq!(echo.request("POST /lobby", "", "x").await.code, 405);
         }
+        "`GET /<room>?clients`" => {
+            let body = r#"{"clients":0,"names":[]}"#;
+            check("GET /lobby?clients", "", "", 200, body).await;
+        }
+        "… again, with the same `Idempotency-Key`" => {
+            for (body, code) in [("one", 201), ("one", 200), ("two", 422)] {
+                check("POST /lobby", "Idempotency-Key: k\r\n", body, code, "").await;
+            }
+        }
         "`GET /livez`" => check("GET /livez", "", "", 200, "\r\n\r\nok").await,
         "`GET /healthz`, `GET /readyz`" => {
             let mut server = small().await;
