@@ -112,7 +112,7 @@ async function joined(options, welcome) {
 async function rejoined(you, welcome) {
   newest().shut();
   const before = sockets.length;
-  await pass(1000);
+  await pass(4000);
   assert.equal(sockets.length, before + 1);
   newest().welcome(you, welcome);
 }
@@ -232,6 +232,20 @@ test("with always it is sent again after the replay and before what is newer, an
   assert.deepEqual(got, ["a", "b", "b", "c"]);
 });
 
+test("with always a message is sent once over each connection", async () => {
+  const { send, fates } = await joined({ resend: "always" });
+  send("a");
+  await rejoined("B");
+  assert.deepEqual(newest().sent, ["a"]);
+  await rejoined("C");
+  assert.deepEqual(newest().sent, ["a"]);
+  newest().message("1-1", "a", { from: "A" });
+  await rejoined("D");
+  assert.deepEqual(newest().sent, []);
+  await settled();
+  assert.equal(fates.a, "1-1");
+});
+
 test("a placeholder of what was discarded keeps the order of what comes late", async () => {
   const { send, fates, room } = await joined({ resend: "ask" });
   send("x", "a");
@@ -322,6 +336,19 @@ test("a loop gets everything from its beginning on, across connections, until th
   assert.deepEqual(await Promise.all([all, one, late, texts()]), [["a", "b"], ["a"], ["b"], []]);
   assert.equal(ofType("end").length, 1);
   assert.equal(room.state, "closed");
+});
+
+test("one's own messages are known, those of earlier connections as well", async () => {
+  const { room } = await joined();
+  const mine = [];
+  room.addEventListener("message", (event) => mine.push(event.mine));
+  newest().message("1-1", "a", { from: "A" });
+  await rejoined("B");
+  newest().message("1-2", "b", { from: "A" });
+  newest().message("1-3", "c", { from: "B" });
+  newest().message("1-4", "d", { from: "X" });
+  newest().message("1-5", "e");
+  assert.deepEqual(mine, [true, true, true, false, false]);
 });
 
 test("types, fields and texts that are unknown are passed over", async () => {
@@ -416,6 +443,14 @@ test("no connection, or no welcome, is a failure after ten seconds", async () =>
   }
 });
 
+test("a room that is closed while it asks for a token connects no more", async () => {
+  const { room } = enter({ token: async () => "t" });
+  const before = sockets.length;
+  room.close();
+  await settled();
+  assert.equal(sockets.length, before);
+});
+
 test("a token is asked for at each connection and offered beside the format", async () => {
   let count = 0;
   const { room } = enter({ token: async () => (++count === 2 ? Promise.reject(new Error("none today")) : `t${count}`) });
@@ -504,6 +539,10 @@ test("a message goes by POST, and is left out of what is delivered, be it early 
   assert.equal(room.lastId, "1-3");
   assert.equal(await requests[1].body.text(), "b");
   newest().message("1-4", "b");
+  newest().shut();
+  await pass(1000);
+  assert.equal(newest().url.searchParams.get("since"), "1-4");
+  newest().welcome("B", { resumed: true, last_id: "1-4" });
   await answer(201, { id: "1-5" });
   assert.deepEqual(got, ["of a connection", "later", "b"]);
   newest().message("1-5", "b");
