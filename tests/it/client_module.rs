@@ -21,7 +21,7 @@ use crate::relay::Relay;
 const SCENARIOS: &str = include_str!("../module/scenarios.mjs");
 
 /// What a scenario may take.
-const SCENARIO_PATIENCE: Duration = Duration::from_secs(10);
+const SCENARIO_PATIENCE: Duration = Duration::from_secs(180);
 
 fn path(relative: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(relative)
@@ -66,7 +66,7 @@ async fn run_in_node(node: &PathBuf, script: &str, argument: &str) -> String {
         .arg(argument)
         .kill_on_drop(true)
         .output();
-    let output = timeout(SCENARIO_PATIENCE * 3, child).await;
+    let output = timeout(SCENARIO_PATIENCE, child).await;
     let output = output.expect("the script does not end").unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -124,7 +124,7 @@ impl Client {
                         sleep(Duration::from_millis(50)).await;
                     }
                 };
-                let report = timeout(SCENARIO_PATIENCE * 3, report).await;
+                let report = timeout(SCENARIO_PATIENCE, report).await;
                 report.expect("the scenario does not end")
             }
         };
@@ -538,7 +538,7 @@ async fn read_slowly(client: &Client, rate: usize, times: &str) {
         eventually("a connection", || relay.accepted() > 0).await;
         // By then the history has been read, and signs of life have come.
         let reading = Duration::from_secs_f64(LARGE as f64 / rate as f64);
-        sleep(reading + Duration::from_secs(2)).await;
+        sleep(reading + Duration::from_secs(1)).await;
         publish(&text).await;
         publish("end").await;
     };
@@ -555,7 +555,7 @@ async fn large_messages_over_a_slow_network_are_not_cut_in_node() {
     let Some(client) = Client::node().await else {
         return;
     };
-    read_slowly(&client, 300_000, "0.4").await;
+    read_slowly(&client, 500_000, "0.4").await;
 }
 
 #[tokio::test]
@@ -563,7 +563,7 @@ async fn large_messages_over_a_slow_network_are_not_cut_in_chromium() {
     let Some(client) = Client::chromium().await else {
         return;
     };
-    read_slowly(&client, 300_000, "0.4").await;
+    read_slowly(&client, 500_000, "0.4").await;
 }
 
 #[tokio::test]
