@@ -311,7 +311,7 @@ async fn suffer(client: &Client, harm: Harm, policy: &str) {
             sleep(Duration::from_millis(moment)).await;
             let accepted = relay.accepted();
             match harm {
-                Harm::Torn => relay.tear(),
+                Harm::Torn => relay.tear().await,
                 Harm::HalfOpen => relay.half_open(),
                 Harm::Killed => {
                     server.child.kill().await.unwrap();
@@ -369,6 +369,11 @@ fn judge(report: &Report, log: &[(String, String)], count: usize, policy: &str, 
     if loses_log {
         return;
     }
+    let is_lost = |it: &Fate| it.code.is_some();
+    assert!(
+        policy != "never" || report.fates.iter().any(is_lost),
+        "nothing was lost"
+    );
     assert!(report.gaps.is_empty(), "{:?}", report.gaps);
     // Nothing is missing up to the end.
     let end = report.seen.last().unwrap().id.as_deref().unwrap();

@@ -68,9 +68,14 @@ impl Relay {
         self.network.accepted.load(Ordering::Relaxed)
     }
 
-    /// Breaks all connections.
-    pub(crate) fn tear(&self) {
-        for link in self.network.links.lock().unwrap().drain(..) {
+    /// Breaks all connections; what they carry in their last moment is lost.
+    pub(crate) async fn tear(&self) {
+        let links = std::mem::take(&mut *self.network.links.lock().unwrap());
+        for link in &links {
+            link.swallows.store(true, Ordering::Relaxed);
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        for link in links {
             link.torn.cancel();
         }
     }
@@ -91,7 +96,9 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
-        self.tear();
+        for link in self.network.links.lock().unwrap().drain(..) {
+            link.torn.cancel();
+        }
     }
 }
 
