@@ -141,6 +141,52 @@ mod tests {
     }
 
     #[test]
+    fn protocol_md_has_each_close_code_with_its_reason() {
+        let by_server = [
+            Disconnect::ShuttingDown,
+            Disconnect::Protocol,
+            Disconnect::NotUtf8,
+            Disconnect::Policy("what is not permitted, or no longer"),
+            Disconnect::TooBig,
+            Disconnect::NoPong,
+            Disconnect::Behind,
+            Disconnect::Stalled,
+            Disconnect::Unfinished,
+            Disconnect::NoSpace,
+            Disconnect::Unavailable,
+        ];
+        let rows = by_server.map(|why| {
+            // A new reason has to be among them.
+            match &why {
+                Disconnect::ByClient(_) | Disconnect::Gone | Disconnect::Transport(_) => {
+                    unreachable!("the server sends none")
+                }
+                Disconnect::ShuttingDown
+                | Disconnect::Protocol
+                | Disconnect::NotUtf8
+                | Disconnect::TooBig
+                | Disconnect::NoPong
+                | Disconnect::Behind
+                | Disconnect::Stalled
+                | Disconnect::NoSpace
+                | Disconnect::Unfinished
+                | Disconnect::Unavailable
+                | Disconnect::Policy(_) => {}
+            }
+            let frame = why.close_frame().unwrap();
+            format!("{} | {}", u16::from(frame.code), frame.reason)
+        });
+        let protocol = include_str!("../docs/protocol.md");
+        let (_, table) = protocol.split_once("| code | reason | ").unwrap();
+        let (table, _) = table.split_once("\n\n").unwrap();
+        let described = table.lines().skip(2).map(|row| {
+            let cells: Vec<_> = row.split(" | ").collect();
+            format!("{} | {}", cells[0].trim_start_matches("| "), cells[1])
+        });
+        assert_eq!(described.collect::<Vec<_>>(), rows);
+    }
+
+    #[test]
     fn a_close_by_the_client_has_no_close_frame_of_ours() {
         let why = Disconnect::ByClient(Some(1000));
         assert_eq!((why.close_code(), why.close_frame()), (Some(1000), None));

@@ -117,6 +117,33 @@ mod tests {
     }
 
     #[test]
+    fn the_events_of_a_store_are_those_that_the_test_of_the_papers_knows() {
+        let error = |code, message, retry_after| Event::Error {
+            code,
+            message,
+            retry_after,
+        };
+        let events = [
+            error(ErrorCode::Forbidden, 17, None),
+            error(ErrorCode::Unavailable, 18, Some(2.0)),
+            Event::Gap { missed: None },
+        ];
+        let lines = events.map(|event| json::to_string(&event) + "\n");
+        let known = include_str!("../tests/it/events_of_a_store.jsonl");
+        assert_eq!(lines.concat(), known);
+        // A new event or code has to be in that file, or in what tests/it/recording.rs provokes.
+        let (Event::Welcome { .. }
+        | Event::Message { .. }
+        | Event::Gap { .. }
+        | Event::Alive
+        | Event::Clients { .. }
+        | Event::Error {
+            code: ErrorCode::Forbidden | ErrorCode::Unavailable,
+            ..
+        }) = Event::Alive;
+    }
+
+    #[test]
     fn a_batch_is_encoded_once_per_encoding() {
         let messages = [(Kind::Text, &b"hi"[..]), (Kind::Binary, b"\0")];
         let batch = batch(&plain("> "), 1, &messages);

@@ -90,9 +90,7 @@ impl<S: Transport> Session<S> {
         match self.room_guard.behaviour() {
             Behaviour::Echo => {
                 self.record.sent += batch.len() as u64;
-                self.last_echoed = Some(batch.last_id());
-                let first = batch.positions().start;
-                self.outbox.push(self.subscription.encode(&batch, first));
+                self.outbox.push(self.subscription.echo(&batch));
             }
             Behaviour::Broadcast if self.socket.settings.log_messages => {
                 message_log::broadcasting(&self.record.span, batch.frames());

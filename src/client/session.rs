@@ -36,8 +36,6 @@ pub(crate) struct Session<S> {
     heartbeat: Option<Box<Heartbeat>>,
     /// For the earliest of all [deadlines](Self::due).
     alarm: Alarm,
-    /// The last message echoed, in an echo room.
-    pub(super) last_echoed: Option<MessageId>,
     /// The newest id from a pong, not yet passed on as an acknowledgement.
     receipt: Option<MessageId>,
     /// Messages read and not yet published.
@@ -95,7 +93,6 @@ impl<S: Transport> Session<S> {
             grant: grant.into(),
             heartbeat,
             alarm: Alarm::default(),
-            last_echoed: None,
             receipt,
             batch_builder,
             unplaced: None,
@@ -301,8 +298,7 @@ impl<S: Transport> Session<S> {
     /// A ping for a receipt does not reach the heartbeat: otherwise repeated requests would postpone the
     /// detection of a dead client.
     fn push_ping(&mut self) -> Option<MessageId> {
-        // Echoes follow the history.
-        let last = self.last_echoed.or(self.subscription.last());
+        let last = self.subscription.last();
         self.outbox.push(frame::ping(last));
         last
     }

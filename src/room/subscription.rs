@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -203,8 +204,15 @@ impl Subscription {
         self.encoding
     }
 
+    /// The messages of `batch`, which this client has published to an echo room, as their answer.
+    pub(crate) fn echo(&mut self, batch: &Arc<Batch>) -> Bytes {
+        let Range { start, end } = batch.positions();
+        self.last = (batch.last_id(), end - 1);
+        self.encode(batch, start)
+    }
+
     /// The messages of `batch` from position `from` on, in the encoding of this client.
-    pub(crate) fn encode(&self, batch: &Arc<Batch>, from: u64) -> Bytes {
+    fn encode(&self, batch: &Arc<Batch>, from: u64) -> Bytes {
         let encoded = self.room.encoded(batch, self.encoding);
         encoded.messages_from(batch.index(from))
     }

@@ -90,7 +90,7 @@ async fn reading_a_room_does_not_create_it() {
 }
 
 /// Posts `messages` texts of `size` bytes to the room `/`.
-async fn fill(address: SocketAddr, messages: usize, size: usize) {
+pub(crate) async fn fill(address: SocketAddr, messages: usize, size: usize) {
     let mut publisher = RawClient::connect(address).await;
     let text = "x".repeat(size);
     for _ in 0..messages {
@@ -101,7 +101,7 @@ async fn fill(address: SocketAddr, messages: usize, size: usize) {
 }
 
 /// A client that has asked for the history, and read the head of the answer alone.
-async fn unread(address: SocketAddr) -> RawClient {
+pub(crate) async fn unread(address: SocketAddr) -> RawClient {
     let mut client = RawClient::with_small_window(address).await;
     let request = "GET /?history HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     client.send(request).await;
@@ -110,7 +110,7 @@ async fn unread(address: SocketAddr) -> RawClient {
 }
 
 /// Decodes a chunked body.
-fn messages_in(chunked: &[u8]) -> Vec<Value> {
+pub(crate) fn messages_in(chunked: &[u8]) -> Vec<Value> {
     let (mut json, mut rest) = (Vec::new(), chunked);
     loop {
         let end = rest.iter().position(|it| *it == b'\r').unwrap();
