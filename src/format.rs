@@ -136,6 +136,7 @@ mod tests {
         | Event::Message { .. }
         | Event::Gap { .. }
         | Event::Alive
+        | Event::Large { .. }
         | Event::Clients { .. }
         | Event::Error {
             code: ErrorCode::Forbidden | ErrorCode::Unavailable,
