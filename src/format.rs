@@ -136,6 +136,7 @@ mod tests {
         | Event::Message { .. }
         | Event::Gap { .. }
         | Event::Alive
+        | Event::Large { .. }
         | Event::Clients { .. }
         | Event::Error {
             code: ErrorCode::Forbidden | ErrorCode::Unavailable,
@@ -172,6 +173,34 @@ mod tests {
             (&json["id"], &json["binary"]),
             (&"1-2".into(), &"AA==".into())
         );
+    }
+
+    #[test]
+    fn a_large_message_is_announced_in_json_and_by_itself_in_a_history() {
+        let text = vec![b'x'; 70_000];
+        let batch = batch(
+            &plain("> "),
+            1,
+            &[(Kind::Text, b"small"), (Kind::Text, &text)],
+        );
+        let encoded = batch.encoded(Encoding::Json).0;
+        let objects: Vec<_> = json::objects(encoded, 0..2).collect();
+        let parsed: Vec<serde_json::Value> = objects
+            .iter()
+            .map(|it| serde_json::from_slice(it).unwrap())
+            .collect();
+        assert_eq!(
+            (&parsed[0]["id"], &parsed[1]["id"]),
+            (&"1-1".into(), &"1-2".into())
+        );
+        let large = encoded.message(1);
+        let announcement = format!("{{\"type\":\"large\",\"bytes\":{}}}", objects[1].len());
+        assert_eq!(large[2..2 + announcement.len()], *announcement.as_bytes());
+        assert!(large.ends_with(&objects[1]));
+        assert_eq!(encoded.message(0).len(), 2 + objects[0].len());
+        // Others see a large message as it comes.
+        let stream = batch.encoded(Encoding::EventStream).0.message(1);
+        assert!(stream.starts_with(b"id: 1-2\n"));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! HTTP on the same port: the requests of a connection, one after the other, and their answers.
 
+mod client_module;
 pub(crate) mod connection;
 pub(crate) mod content_type;
 mod cors;
+mod embedded;
 mod exchange;
 pub(crate) mod head;
 mod history;

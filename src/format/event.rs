@@ -65,6 +65,11 @@ pub(crate) enum Event<'a> {
     },
     /// A sign of life, once in each ping interval: a web page sees no pings.
     Alive,
+    /// The next event is large: whoever reads it as a whole sees nothing until all of it has come.
+    Large {
+        /// Its bytes.
+        bytes: usize,
+    },
     /// The number of clients has changed, for those that ask for it.
     Clients {
         /// How many the room has.

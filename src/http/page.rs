@@ -2,15 +2,16 @@
 
 use std::sync::LazyLock;
 
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::BASE64;
+use hyper::Response;
 use hyper::header::{self, HeaderMap};
-use hyper::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 
-use super::response::{Body, NO_SNIFFING, respond, whole};
+use super::embedded::Embedded;
+use super::response::Body;
 
 /// The client page; it also works when opened as a file.
-const PAGE: &str = include_str!("../../static/client.html");
+const SOURCE: &str = include_str!("../../static/client.html");
 
 /// What the page may do: use its own style and script, but none that is injected, and connect to
 /// WebSocket servers. (`'self'` does not cover `ws:` in every browser.)
@@ -23,16 +24,19 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Changes with the page and with [`POLICY`].
-static ETAG: LazyLock<String> = LazyLock::new(|| {
-    let hash = Sha256::new().chain_update(PAGE).chain_update(&*POLICY);
-    format!("\"{}\"", HEXLOWER.encode(&hash.finalize()[..8]))
+static PAGE: LazyLock<Embedded> = LazyLock::new(|| {
+    let of_text = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, &**POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    Embedded::new(SOURCE, [(header::VARY, "Accept")], of_text)
 });
 
 /// The hash of the page's only element of that name, as a policy lists it (CSP Level 3, section
 /// 2.3.1).
 fn source_hash(element: &str) -> String {
-    let (_, rest) = PAGE
+    let (_, rest) = SOURCE
         .split_once(&format!("<{element}>"))
         .expect("the page has one");
     let (source, _) = rest
@@ -43,36 +47,7 @@ fn source_hash(element: &str) -> String {
     format!("sha256-{}", BASE64.encode(&Sha256::digest(source)))
 }
 
-/// The answer to a request for the page: 200, or 304 where `If-None-Match` names what would be sent
-/// (RFC 9110, section 13.1.2).
+/// The answer to a request for the page.
 pub(crate) fn respond_page(request: &HeaderMap) -> Response<Body> {
-    let fields = [
-        (header::ETAG, &**ETAG),
-        // Stored, and revalidated each time: a new server may have a new page.
-        (header::CACHE_CONTROL, "no-cache"),
-        (header::VARY, "Accept"),
-    ];
-    if is_known(request) {
-        return respond(StatusCode::NOT_MODIFIED, fields, whole(""));
-    }
-    let of_page = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, &**POLICY),
-        NO_SNIFFING,
-        (header::REFERRER_POLICY, "no-referrer"),
-    ];
-    respond(
-        StatusCode::OK,
-        fields.into_iter().chain(of_page),
-        whole(PAGE),
-    )
-}
-
-fn is_known(request: &HeaderMap) -> bool {
-    let known = request.get_all(header::IF_NONE_MATCH).iter();
-    known
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .any(|tag| tag == "*" || tag.trim_start_matches("W/") == *ETAG)
+    PAGE.respond(request)
 }

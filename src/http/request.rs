@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Version};
 
+use super::client_module::ModuleFile;
 use super::refusal::Refusal;
 use crate::config::{Host, Time};
 use crate::excerpt::excerpt;
@@ -44,6 +45,8 @@ pub(crate) enum Resource {
     Ready,
     /// `*`: the server as a whole, for OPTIONS alone.
     Server,
+    /// A file of the client module.
+    Module(ModuleFile),
     /// A room, if the path names one.
     Room(Result<RoomName, NotARoom>),
 }
@@ -77,7 +80,10 @@ impl Request {
             "/livez" => Resource::Live,
             "/healthz" | "/readyz" => Resource::Ready,
             "*" if method == Method::OPTIONS => Resource::Server,
-            path => Resource::Room(path.parse()),
+            path => match ModuleFile::at(path) {
+                Some(file) => Resource::Module(file),
+                None => Resource::Room(path.parse()),
+            },
         };
         let query = Query::parse(uri.query().unwrap_or_default());
         Self {
@@ -113,9 +119,10 @@ impl Request {
         }
     }
 
-    /// Whether it is answered with the page, which is open to all.
+    /// Whether it is answered with the page, or with a file of the client module, which are open to all.
     pub(crate) fn wants_page(&self) -> bool {
         match self.method {
+            _ if matches!(self.resource, Resource::Module(_)) => true,
             Method::GET => self.wants == Wants::Page,
             Method::HEAD => matches!(self.wants, Wants::Page | Wants::WebSocket),
             _ => false,

@@ -9,6 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 
+use super::client_module::ModuleFile;
 use super::cors::{Cors, options, preflight};
 use super::page::respond_page;
 use super::phase::Link;
@@ -118,6 +119,7 @@ impl Routes {
                 let methods = allowed(self.hub.behaviour(DEFAULT_ROOM));
                 return Ok(Answer::Response(options(methods)));
             }
+            Resource::Module(file) => return module(request, *file).map(Answer::Response),
             _ if request.method == Method::CONNECT => {
                 let behaviour = self.hub.behaviour(DEFAULT_ROOM);
                 return Err(not_allowed(behaviour, &request.method));
@@ -266,6 +268,16 @@ fn health(method: &Method, is_draining: bool) -> Result<Response<Body>, Refusal>
     match *method {
         Method::GET | Method::HEAD if is_draining => Err(Refusal::draining()),
         Method::GET | Method::HEAD => Ok(respond(StatusCode::OK, [TEXT, NO_STORE], whole("ok"))),
+        Method::OPTIONS => Ok(options(ALLOWED)),
+        _ => Err(Refusal::method(ALLOWED, "use GET")),
+    }
+}
+
+/// The answer to a request for a file of the client module.
+fn module(request: &Request, file: ModuleFile) -> Result<Response<Body>, Refusal> {
+    const ALLOWED: &str = "GET, HEAD, OPTIONS";
+    match request.method {
+        Method::GET | Method::HEAD => Ok(file.respond(&request.headers)),
         Method::OPTIONS => Ok(options(ALLOWED)),
         _ => Err(Refusal::method(ALLOWED, "use GET")),
     }

@@ -80,6 +80,11 @@ async fn ask(line: &str) {
                 check("POST /lobby", "Idempotency-Key: k\r\n", body, code, "").await;
             }
         }
+        "`GET /-/wscast.js`, `GET /-/wscast.d.ts`" => {
+            for (path, text) in [("js", "export class room"), ("d.ts", "export class room")] {
+                check(&format!("GET /-/wscast.{path}"), "", "", 200, text).await;
+            }
+        }
         "`GET /livez`" => check("GET /livez", "", "", 200, "\r\n\r\nok").await,
         "`GET /healthz`, `GET /readyz`" => {
             let mut server = small().await;

@@ -144,6 +144,8 @@ impl Recording {
         publish(&server, [&mut ann, &mut nameless]).await;
         let (mut reader, welcome) = self.join(&server, "/").await;
         while self.read(&mut reader, "message").await["id"] != welcome["last_id"] {}
+        reader.send(&"x".repeat(70_000)).await;
+        self.read(&mut reader, "large").await;
     }
 
     /// Where a client starts: with an id, and without.

@@ -1,0 +1,324 @@
+// A room of a wscast server; wscast.d.ts describes it.
+
+const FORMAT = "wscast.v1.json";
+const ID = /^(\d{1,19})-(\d{1,19})$/;
+
+const now = () => performance.now();
+const same = (a, b) => typeof a === typeof b && `${a}` === `${b}`;
+const error = (code, message = "It may have arrived, or not", more) => Object.assign(new Error(message), { code }, more);
+const over = () => error("closed", "The room is closed");
+
+/** Ever longer and never all at once, or what is asked for ("retry after 5 s"). */
+function delay(tries, reason) {
+	const own = Math.min(30_000, 500 * 2 ** tries) * (1 - Math.random() / 2);
+	const [, time = 0, unit] = /\bretry[- ]after[ :=]*(\d+(?:\.\d+)?) ?(ms|m)?/i.exec(reason) ?? [];
+	return Math.max(own, Math.min(time * ({ ms: 1, m: 60_000 }[unit] ?? 1000), 3_600_000) * (1 + Math.random() / 10));
+}
+
+/** A link leads to later messages alone: what all loops have read is free. */
+async function* follow(link) {
+	for (let it; (it = await link).message; link = it.next) yield it.message;
+}
+
+export class Room extends EventTarget {
+	constructor(url, options = {}) {
+		super();
+		run(this, new URL(url, globalThis.location?.href), options);
+	}
+}
+
+function run(room, url, { name, since, token, echo, resend, WebSocket = globalThis.WebSocket }) {
+	url.protocol = url.protocol.replace("http", "ws");
+	url.hash = "";
+	if (!/^wss?:/.test(url) || !WebSocket) throw new TypeError("No ws:// or wss:// address, or no WebSocket");
+	url.searchParams.set("clients", "");
+	if (name) url.searchParams.set("name", name);
+
+	let socket, line, posting, tell, tail, ready;
+	let until; // the id that ends the replay
+	let lost; // a connection, at some time
+	let began, opened, due; // times, of the clock as well
+	let limit, max; // of silence, in milliseconds; of bytes
+	let offers = true; // a protocol
+	let tries = 0;
+	let alives = 0; // in a row
+	let lines = []; // what was sent, by connection
+	let waiting = [];
+	let held = []; // from what may be the one being posted on
+	const ours = new Set(); // connections, ids of POSTs
+	const seen = new Map(); // the last number of each epoch
+	const life = new AbortController();
+	const { signal } = life;
+	const clock = setInterval(tick, 250);
+
+	const emit = (type, fields) => room.dispatchEvent(Object.assign(new Event(type), fields));
+	const bearer = () => (token?.call ? token() : token);
+	const extend = () => (tail = new Promise((resolve) => (tell = resolve)));
+	const start = () => flush((ready = true));
+	const lose = () => socket && closed({ code: 1006, reason: "" });
+	// At most once a second.
+	const hurry = () => room.state === "waiting" && !globalThis.document?.hidden && (due = Math.min(due, began + 1000));
+	const release = () => held.splice(0).forEach(deliver);
+	const sentOn = ({ sent }) => [...sent.values()];
+	const asked = (item) => [...new Set(lines.flatMap(sentOn))].filter((it) => it.asks && (!item || it === item));
+
+	async function connect() {
+		const own = (socket = {});
+		room.state = "connecting";
+		began = now();
+		due = began + 10_000;
+		try {
+			const secret = await bearer();
+			if (socket !== own) return;
+			const last = held.at(-1)?.id ?? room.lastId;
+			url.searchParams.set("since", last ?? "");
+			socket = new WebSocket(url.href, secret ? [FORMAT, `bearer.${secret}`] : offers ? [FORMAT] : []);
+			socket.binaryType = "arraybuffer";
+			socket.onopen = () => open(last);
+			socket.onerror = () => {}; // A close follows.
+			socket.onclose = closed;
+		} catch (fault) {
+			if (socket === own) closed({ code: 1006, reason: `${fault}` });
+		}
+	}
+
+	function open(last) {
+		const isJson = socket.protocol === FORMAT;
+		opened = now();
+		due = isJson ? opened + 10_000 : Infinity;
+		lines.push((line = { sent: new Map(), count: 0, back: 0 }));
+		socket.onmessage = ({ data }) => {
+			try {
+				if (isJson) return heed(JSON.parse(data), data.length, last);
+			} catch {
+				return;
+			}
+			start();
+			deliver({ id: null, time: new Date(), data: typeof data === "string" ? data : new Uint8Array(data), mine: false });
+		};
+		if (!isJson) welcome({}, lost);
+	}
+
+	function drop() {
+		if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
+		socket?.close?.();
+		ready = until = socket = line = room.you = null;
+	}
+
+	function closed({ code, reason }) {
+		drop();
+		// Browsers fail where a server knows no protocol that they offer.
+		if (!opened && !lost && !token && !(offers = !offers)) return void connect();
+		if (opened && now() - opened > 5000) tries = 0;
+		lost ||= opened > 0;
+		opened = 0;
+		// It would refuse again.
+		if (code === 1008 || code >= 4000) return finish(code, reason);
+		room.state = "waiting";
+		const retryIn = delay(tries++, reason);
+		due = now() + retryIn;
+		emit("close", { code, reason, retryIn });
+	}
+
+	function finish(code, reason) {
+		if (signal.aborted) return;
+		drop();
+		clearInterval(clock);
+		life.abort();
+		room.state = "closed";
+		for (const item of [...lines.flatMap(sentOn), ...waiting, posting]) settle(item, item?.sent ? error("unconfirmed") : over());
+		release();
+		tell({});
+		emit("close", { code, reason, retryIn: null });
+	}
+
+	function tick() {
+		const isDue = now() >= due;
+		if (isDue && room.state === "waiting") connect();
+		// It looks twice, as a late clock comes before events.
+		else if (isDue && due) due = 0;
+		else if (isDue) lose();
+		if (room.you || room.state !== "open") return;
+		// A full server accepts, and closes at once.
+		if (!ready && now() - opened > 300) start();
+		// More than that it has left is not known.
+		if (!ready || socket.bufferedAmount) return;
+		for (const item of sentOn(line)) settle(item, { confirmed: false });
+		line.sent.clear();
+	}
+
+	function heed(event, size, last) {
+		const { type, missed = null, count, bytes = 0, code, message, retry_after: retryAfter } = event;
+		alives = type === "alive" ? alives + 1 : 0;
+		if (type === "welcome") welcome(event, last);
+		if (type === "message") receive(event);
+		if (type === "clients") emit(type, { count: (room.clients = count) });
+		if (type === "error") settle(line.sent.get(message), error(code, "Not taken", { retryAfter }));
+		if (type === "gap") {
+			judge();
+			emit(type, { missed });
+		}
+		// Nothing between two: the replay is over.
+		if (alives > 1 && until) judge(line);
+		// A script sees a message only when it is whole.
+		due = now() + (until || type === "large" || size > 65_536 ? Math.max(limit, 60_000, bytes / 16) : limit);
+		if (type !== "end") return;
+		emit(type);
+		finish(1000, "");
+	}
+
+	function welcome(event, last) {
+		const { you = null, text = "", resumed = false, missed = null, last_id = null, ping_interval, ping_timeout } = event;
+		({ clients: room.clients = null, max_message_size: max = Infinity } = event);
+		limit = ping_interval ? (ping_interval + ping_timeout) * 1000 : Infinity;
+		room.you = line.you = you;
+		if (you) remember(you);
+		until = last_id === last ? null : last_id;
+		room.state = "open";
+		emit("open", { text, resumed });
+		if (last && !resumed) emit("gap", { missed });
+		if (!until) judge(line);
+		if (you) start();
+	}
+
+	function receive({ id, time, from, name, text, binary }) {
+		const [, epoch, number] = ID.exec(id) ?? [];
+		if (number <= seen.get(epoch)) return;
+		seen.set(epoch, +number);
+		const data = text ?? Uint8Array.from(atob(binary), (it) => it.charCodeAt());
+		const message = { id: epoch ? id : null, time: new Date(time), from, name, data, mine: ours.has(from) };
+		comeBack(message);
+		if (held.length || (posting && !from && same(posting.data, data))) held.push(message);
+		else deliver(message);
+		if (id === until) judge(line);
+	}
+
+	function deliver(message) {
+		room.lastId = message.id;
+		if (ours.delete(message.id)) return;
+		tell({ message, next: extend() });
+		emit("message", message);
+	}
+
+	function remember(it) {
+		const [oldest] = ours.add(it);
+		if (ours.size > 1000) ours.delete(oldest);
+	}
+
+	// Our messages return in the order of sending. What has not, when the next connection has told all up to its welcome,
+	// is not confirmed; it may still come.
+
+	function send(data) {
+		return new Promise((resolve, reject) => {
+			const isText = typeof data === "string";
+			if (isText) data = data.toWellFormed?.() ?? data;
+			else if (data.byteLength >= 0) data = new Uint8Array(data.buffer ?? data, data.byteOffset, data.byteLength).slice();
+			else throw new TypeError("A message is a string or bytes");
+			if (signal.aborted) throw over();
+			const body = new Blob([data], { type: isText ? "text/plain" : "application/octet-stream" });
+			waiting.push({ data, body, resolve, reject });
+			flush();
+		});
+	}
+
+	function settle(item, result) {
+		if (!item) return;
+		item.done = true;
+		item.line = item.asks = null;
+		if (result instanceof Error) item.reject(result);
+		else item.resolve(result);
+	}
+
+	function next() {
+		for (let item; (item = waiting.shift()); ) {
+			if (item.body.size > max) settle(item, error("too-big", `Over ${max} bytes`));
+			if (!item.done) return Object.assign(item, { sent: true, line });
+		}
+	}
+
+	function again(items) {
+		for (const item of items) item.asks = false;
+		waiting = [...items, ...waiting];
+		flush();
+	}
+
+	function flush() {
+		if (echo === false) return void post();
+		// What is sent again goes first.
+		if (!ready || (until && resend === "always" && lines[1])) return;
+		for (let item; socket.readyState === 1 && (item = next()); socket.send(item.data)) line.sent.set(++line.count, item);
+	}
+
+	function comeBack({ id, time, from, data }) {
+		const own = lines.find((it) => it.you === from);
+		for (const [number, item] of own?.sent ?? []) {
+			// One refused leaves a hole.
+			if (number <= own.back || !same(item.data, data)) continue;
+			own.back = number;
+			own.sent.delete(number);
+			return settle(item, { id, time, confirmed: true });
+		}
+	}
+
+	/** What has not returned, but on this line, is not confirmed. */
+	function judge(but) {
+		until = null;
+		const open = lines.flatMap((own) => (own === but ? [] : sentOn(own).filter((it) => it.line === own)));
+		for (const item of open) {
+			item.line = null;
+			if (resend === "ask") item.asks = true;
+			else if (resend !== "always") settle(item, error("unconfirmed"));
+		}
+		lines = lines.filter((it) => it === line || sentOn(it).some(({ done }) => !done));
+		again(resend === "always" ? open : []);
+	}
+
+	async function post() {
+		while (!posting && (posting = next())) {
+			settle(posting, await answerTo(posting.body));
+			posting = null;
+			release();
+		}
+	}
+
+	async function answerTo(body) {
+		const headers = { "Idempotency-Key": crypto.getRandomValues(new Uint8Array(16)).join("-") };
+		for (let tries = 0; tries < 8 && !signal.aborted; tries++) {
+			let after;
+			try {
+				const secret = await bearer();
+				if (secret) headers.Authorization = `Bearer ${secret}`;
+				const patience = AbortSignal.timeout(10_000 + (body.size >> 4));
+				const options = { method: "POST", headers, body, signal: AbortSignal.any([signal, patience]) };
+				const answer = await fetch(url.href.replace("ws", "http"), options);
+				const { status } = answer;
+				if (answer.ok) {
+					const { id } = await answer.json();
+					remember(id);
+					return { id, confirmed: true };
+				}
+				if (status < 500 && ![408, 429].includes(status)) return error("refused", await answer.text(), { status });
+				after = `retry after ${answer.headers.get("retry-after")}`;
+			} catch {
+				// It may have arrived; the key keeps it single.
+			}
+			await new Promise((resolve) => setTimeout(resolve, delay(tries, after)).unref?.());
+		}
+		return error("unconfirmed");
+	}
+
+	Object.defineProperty(room, "unconfirmed", { get: asked });
+	Object.assign(room, {
+		lastId: ID.test(since) ? since : null,
+		send,
+		resend: (item) => again(asked(item)),
+		discard: (item) => asked(item).forEach((it) => settle(it, error("discarded"))),
+		close: () => finish(1000, ""),
+		[Symbol.asyncIterator]: () => follow(tail),
+	});
+	for (const type of ["online", "pageshow", "visibilitychange", "offline"]) {
+		globalThis.addEventListener?.(type, type === "offline" ? lose : hurry, { signal });
+	}
+	extend();
+	connect();
+}
