@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, Draft7Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 ROOT = pathlib.Path(__file__).parent.parent
-ASYNCAPI_SCHEMA = ROOT / "target/papers/npm/node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json"
+ASYNCAPI_SCHEMA = ROOT / "target/test-tools/node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json"
 METHODS = ["get", "head", "post", "options"]
 wrong = []
 

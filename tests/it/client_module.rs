@@ -1,10 +1,8 @@
 //! The client module: its rules, and what it does in Node and in Chromium, over networks that break.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -17,46 +15,16 @@ use crate::chromium::Browser;
 use crate::harness::*;
 use crate::process::{Process, wscast};
 use crate::relay::Relay;
+use crate::tools::{path, tool};
 
 const SCENARIOS: &str = include_str!("../module/scenarios.mjs");
 
 /// What a scenario may take.
 const SCENARIO_PATIENCE: Duration = Duration::from_secs(180);
 
-fn path(relative: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(relative)
-}
-
-/// Leaves a test out for want of `what`, which `WSCAST_TEST_ALL` does not allow.
-fn left_out<T>(what: &str) -> Option<T> {
-    let all = std::env::var_os("WSCAST_TEST_ALL");
-    assert!(all.is_none(), "{what} is missing: tests/run installs it");
-    // Directly, as the harness hides the output of tests that pass.
-    let line = format!("left out, for want of {what}: a test of the client module\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
-    None
-}
-
-/// A Node with a WebSocket of its own: that of `WSCAST_TEST_NODE`, or the one that a shell finds.
-async fn node() -> Option<PathBuf> {
-    let node = std::env::var_os("WSCAST_TEST_NODE").unwrap_or_else(|| "node".into());
-    let mut check = Command::new(&node);
-    check.args(["-e", "process.exit(globalThis.WebSocket ? 0 : 1)"]);
-    check.stderr(Stdio::null());
-    match check.status().await {
-        Ok(status) if status.success() => Some(node.into()),
-        _ => left_out("Node 22 or later (WSCAST_TEST_NODE)"),
-    }
-}
-
-/// A file of a package from npm, below the folder `WSCAST_TEST_NPM`.
-fn npm(file: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("WSCAST_TEST_NPM").map(PathBuf::from);
-    let found = folder.map(|it| it.join("node_modules").join(file));
-    match found {
-        Some(file) if file.exists() => Some(file),
-        _ => left_out("packages from npm (WSCAST_TEST_NPM)"),
-    }
+/// A Node that has a WebSocket of its own.
+fn node() -> Option<PathBuf> {
+    tool("bin/node")
 }
 
 /// Runs a script in Node; returns what it prints.
@@ -81,8 +49,8 @@ enum Client {
 }
 
 impl Client {
-    async fn node() -> Option<Self> {
-        node().await.map(Self::Node)
+    fn node() -> Option<Self> {
+        node().map(Self::Node)
     }
 
     async fn chromium() -> Option<Self> {
@@ -174,13 +142,13 @@ fn report(value: Value) -> Report {
 
 #[tokio::test]
 async fn the_rules_hold() {
-    let Some(node) = node().await else { return };
+    let Some(node) = node() else { return };
     run_in_node(&node, "tests/module/rules.mjs", "").await;
 }
 
 #[tokio::test]
 async fn the_types_are_those_of_what_users_write() {
-    let (Some(node), Some(tsc)) = (node().await, npm("typescript/bin/tsc")) else {
+    let (Some(node), Some(tsc)) = (node(), tool("node_modules/typescript/bin/tsc")) else {
         return;
     };
     let mut check = Command::new(node);
@@ -395,7 +363,7 @@ fn rand_between(least: u64, most: u64) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_over_a_broken_wire_are_accounted_for_in_node() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     for (harm, policy) in HARMS.into_iter().zip(POLICIES) {
@@ -416,7 +384,7 @@ async fn messages_over_a_broken_wire_are_accounted_for_in_chromium() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: tests/run --long"]
 async fn messages_over_broken_wires_are_accounted_for_many_times() {
-    for client in [Client::node().await, Client::chromium().await] {
+    for client in [Client::node(), Client::chromium().await] {
         let Some(client) = client else { continue };
         for round in 0..20 {
             for harm in HARMS {
@@ -460,7 +428,7 @@ async fn talk(client: &Client, options: Value) {
 
 #[tokio::test]
 async fn ten_clients_in_two_rooms_know_each_other_in_node() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     talk(&client, Value::Null).await;
@@ -468,7 +436,7 @@ async fn ten_clients_in_two_rooms_know_each_other_in_node() {
 
 #[tokio::test]
 async fn ten_clients_in_two_rooms_know_each_other_over_a_websocket_that_is_given() {
-    let (Some(client), Some(ws)) = (Client::node().await, npm("ws/wrapper.mjs")) else {
+    let (Some(client), Some(ws)) = (Client::node(), tool("node_modules/ws/wrapper.mjs")) else {
         return;
     };
     talk(&client, ws.to_str().unwrap().into()).await;
@@ -505,7 +473,7 @@ async fn post(client: &Client) {
 
 #[tokio::test]
 async fn messages_by_post_are_left_out_of_what_their_sender_gets_in_node() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     post(&client).await;
@@ -557,7 +525,7 @@ async fn read_slowly(client: &Client, rate: usize, times: &str) {
 
 #[tokio::test]
 async fn large_messages_over_a_slow_network_are_not_cut_in_node() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     read_slowly(&client, 500_000, "0.4").await;
@@ -574,7 +542,7 @@ async fn large_messages_over_a_slow_network_are_not_cut_in_chromium() {
 #[tokio::test]
 #[ignore = "takes two minutes: tests/run --long"]
 async fn a_mebibyte_at_20_kb_a_second_is_not_cut() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     read_slowly(&client, 20_000, "5").await;
@@ -605,7 +573,7 @@ async fn swallow(client: &Client) {
 
 #[tokio::test]
 async fn a_network_that_swallows_everything_is_noticed_in_time_in_node() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     swallow(&client).await;
@@ -653,7 +621,7 @@ async fn plain(client: &Client) {
 
 #[tokio::test]
 async fn a_plain_server_works_as_well_in_node() {
-    let Some(client) = Client::node().await else {
+    let Some(client) = Client::node() else {
         return;
     };
     plain(&client).await;

@@ -35,4 +35,5 @@ mod room_names;
 mod rooms;
 mod slow;
 mod start;
+mod tools;
 mod voice;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::harness::*;
 use crate::recording::Recording;
+use crate::tools::tool;
 
 /// `docs/protocol.md`.
 static PROTOCOL: LazyLock<String> = LazyLock::new(|| read("docs/protocol.md"));
@@ -276,26 +277,16 @@ fn protocol_md_describes_each_parameter_of_a_query() {
 /// allow.
 #[tokio::test]
 async fn asyncapi_and_openapi_describe_what_servers_send_and_nothing_else() {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let python = format!("{root}/target/papers/bin/python");
-    let spawned = Command::new(&python)
+    let Some(python) = tool("bin/python") else {
+        return;
+    };
+    let mut child = Command::new(python)
         .arg("tests/papers.py")
-        .current_dir(root)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::piped())
         .kill_on_drop(true)
-        .spawn();
-    let mut child = match spawned {
-        Ok(child) => child,
-        Err(error) => {
-            let all = std::env::var_os("WSCAST_TEST_ALL");
-            assert!(
-                all.is_none(),
-                "{python} does not start: {error}: tests/run installs it"
-            );
-            eprintln!("left out: {python} does not start: {error}: tests/run installs it");
-            return;
-        }
-    };
+        .spawn()
+        .unwrap();
     let recording = Recording::new().await.to_json().to_string();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(recording.as_bytes()).await.unwrap();

@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::ClientRequestBuilder;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use wscast::config::{Mode, Size, Time};
 
 use crate::harness::*;
+use crate::tools::tool;
 
 async fn room() -> TestServer {
     TestServer::quiet(|config| config.service.mode = Mode::Broadcast).await
@@ -319,4 +322,33 @@ async fn what_cannot_be_a_name_is_refused_with_the_remedy() {
     assert_eq!(upgrade(&server, "/?echo=no").await, 400);
     assert_eq!(upgrade(&server, "/?echo=off&name=").await, 101);
     assert_eq!(post(&server, "/?name=", "hello").await.code, 201);
+}
+
+#[tokio::test]
+async fn a_client_of_the_python_library_is_served_as_ever() {
+    const SCRIPT: &str = r#"
+import sys
+from websockets.sync.client import connect
+with connect(sys.argv[1] + "/?name=Ann", ping_interval=0.1, ping_timeout=5) as client:
+    assert client.recv(10) == "Welcome! You’re now in the broadcast room."
+    for number in range(100):
+        client.send(f"{number}")
+        client.send(bytes([number]))
+        assert client.recv(10) == f"Broadcast: {number}"
+        assert client.recv(10) == bytes([number])
+with connect(sys.argv[1], subprotocols=["wscast.v1.plain", "other"]) as client:
+    assert client.subprotocol == "wscast.v1.plain"
+    assert client.recv(10) == "Welcome! You’re now in the broadcast room."
+    assert client.recv(10) == "Broadcast: 0"
+"#;
+    let Some(python) = tool("bin/python") else {
+        return;
+    };
+    let server = TestServer::broadcast().await;
+    let url = format!("ws://{}", server.address);
+    let mut command = Command::new(python);
+    command.args(["-c", SCRIPT, &url]).kill_on_drop(true);
+    let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
 }
