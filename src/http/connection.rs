@@ -165,6 +165,8 @@ impl Http {
                 grant,
             });
         }
+        // The answer to HEAD has no body (RFC 9110, section 9.3.2).
+        let is_head = head.as_ref().is_some_and(|it| it.starts_with(b"HEAD "));
         let refusal = match ended {
             Ended::Malformed { is_too_large } => {
                 Some(explain(&head.unwrap_or_default(), is_too_large))
@@ -177,7 +179,7 @@ impl Http {
         };
         let answer = refusal.map_or_else(Vec::new, |refusal| {
             self.refusals.record(&refusal, peer, None);
-            refusal.last_response()
+            refusal.last_response(!is_head)
         });
         if matches!(ended, Ended::Evicted | Ended::Stalled) {
             let write = async {

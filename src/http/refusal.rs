@@ -115,14 +115,16 @@ impl Refusal {
     }
 
     /// It as the bytes of a last response, for a socket that hyper does not write to.
-    pub(crate) fn last_response(&self) -> Vec<u8> {
+    pub(crate) fn last_response(&self, has_body: bool) -> Vec<u8> {
         let line = format!("{}\n", self.reason);
         let mut response = self.response();
         let fields = response.headers_mut();
         fields.insert(header::CONTENT_LENGTH, line.len().into());
         fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
         let mut bytes = head_of(&response);
-        bytes.extend_from_slice(line.as_bytes());
+        if has_body {
+            bytes.extend_from_slice(line.as_bytes());
+        }
         bytes
     }
 }

@@ -170,6 +170,16 @@ async fn a_request_that_takes_too_long_is_answered_408() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_refused_before_it_is_complete_has_no_body_either() {
+    let server = TestServer::with(|config| config.times.open_timeout = millis(100)).await;
+    let many = format!("HEAD / HTTP/1.1\r\n{}\r\n", "Field: x\r\n".repeat(101));
+    for (sent, expected) in [("HEAD / HTTP/1.1\r\nHost: te", 408), (&*many, 431)] {
+        let Answer { code, body, .. } = server.raw().await.exchange(sent).await;
+        assert_eq!((code, body.as_str()), (expected, ""));
+    }
+}
+
+#[tokio::test]
 async fn a_client_may_half_close_after_its_request() {
     let server = TestServer::echo().await;
     for (request, status) in [
