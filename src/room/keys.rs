@@ -69,10 +69,45 @@ impl Drop for Claimed {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::config::Mode;
+    use crate::format::Outbox;
     use crate::message::Author;
     use crate::room::log::tests::{Numbers, config};
+    use crate::room::{Follow, Subscription};
+
+    fn publish(numbers: &Numbers, key: &Key) {
+        let author = Author {
+            key: Some(key.clone()),
+            ..Author::default()
+        };
+        let frames = numbers.encode(1).by(Some(Arc::new(author)));
+        numbers.room.append(frames, false, |_| {}).unwrap();
+    }
+
+    #[test]
+    fn clients_are_pinged_for_a_message_with_a_key_only_if_a_publisher_waits() {
+        let numbers = Numbers::new(&config(Mode::Broadcast, 2, 10));
+        let room = &numbers.room;
+        let key = Key::try_from(&b"k"[..]).unwrap();
+        let mut clients = [(), ()].map(|()| room.subscribe(Follow::default(), false).0);
+        publish(&numbers, &key);
+        let is_pinged = |client: &mut Subscription| {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(client.poll_next(&mut cx, &mut Outbox::new()).is_ready());
+            client.take_ping_request()
+        };
+        assert!(!is_pinged(&mut clients[0]));
+        let Claim::Published(Delivery { receipts, .. }) = room.claim(&key, true) else {
+            panic!("it is published")
+        };
+        assert!(receipts.unwrap().wait().now_or_never().is_none());
+        assert!(is_pinged(&mut clients[1]));
+    }
 
     #[test]
     fn a_key_and_its_receipts_are_forgotten_with_its_message() {
@@ -80,12 +115,7 @@ mod tests {
         let room = &numbers.room;
         let keys = ["a", "b", "c"].map(|key| Key::try_from(key.as_bytes()).unwrap());
         for key in &keys {
-            let author = Author {
-                key: Some(key.clone()),
-                ..Author::default()
-            };
-            let frames = numbers.encode(1).by(Some(Arc::new(author)));
-            room.append(frames, false, |_| {}).unwrap();
+            publish(&numbers, key);
         }
         let is_published = keys.map(|key| matches!(room.claim(&key, true), Claim::Published(_)));
         assert_eq!(is_published, [false, true, true]);
