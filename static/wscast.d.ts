@@ -1,3 +1,5 @@
+/// <reference lib="dom" />
+
 /**
  * The client module of wscast, for browsers, and for Node 22 and later: `import { Room } from "…/-/wscast.js"`.
  *
@@ -10,13 +12,16 @@
 export interface RoomOptions {
   /** What the messages sent here have as `name`: 1 to 64 characters, without control characters. */
   name?: string;
-  /** The id of the last message that is known, as {@link Room.lastId} has it: what came after it follows. */
+  /**
+   * The id of the last message that is known, as {@link Room.lastId} has it: what came after it follows. Another text counts
+   * as none.
+   */
   since?: string | null;
   /** A secret that lets one in, of the characters that a subprotocol may have; a function is called for each connection. */
   token?: string | (() => string | Promise<string>);
   /**
    * `false`: messages go by POST, one after the other, and those sent here are left out of what is delivered. A server
-   * that keeps no history does not take them.
+   * that keeps no history, or is in echo mode, does not take them.
    */
   echo?: boolean;
   /**
@@ -130,15 +135,17 @@ export interface RoomEvents {
 
 /**
  * A room, and the connection to it, which is made again whenever it breaks, until {@link close}, the end of the room, or a
- * close with 1008 or 4000 to 4999. It keeps a Node process alive until then.
+ * close with 1008 or 4000 to 4999. What a server refuses with an HTTP status is tried again as well, as no script sees that:
+ * the log of the server has the reason. It keeps a Node process alive until then.
  *
  * `for await (const message of room)` gets every message from there on, across connections: none twice, and none is
  * missing unless a `gap` event says so. Each loop gets all of them, and keeps what it has not read yet. It ends with the room.
+ * To get all from the beginning, a loop begins before anything else is awaited; `lastId` moves on without it.
  */
 export class Room extends EventTarget implements AsyncIterable<RoomMessage> {
   /**
    * @param url of the room: `wss://`, `ws://`, or the same with `https://`, `http://`; in a page it may be relative.
-   * @throws {TypeError} if it is another address, or if there is no WebSocket.
+   * @throws {TypeError} if it is another address, the name is too long, or there is no WebSocket.
    */
   constructor(url: string | URL, options?: RoomOptions);
 

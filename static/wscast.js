@@ -3,19 +3,23 @@
 const FORMAT = "wscast.v1.json";
 const ID = /^(\d{1,19})-(\d{1,19})$/;
 
+
 const now = () => performance.now();
 const same = (a, b) => typeof a === typeof b && `${a}` === `${b}`;
 const error = (code, message = "It may have arrived, or not", more) => Object.assign(new Error(message), { code }, more);
+function demand(is, message) {
+	if (!is) throw new TypeError(message);
+}
 const over = () => error("closed", "The room is closed");
 
-/** Ever longer and never all at once, or what is asked for ("retry after 5 s"). */
+/** Ever longer and never all at once, or as asked ("retry after 5 s"). */
 function delay(tries, reason) {
-	const own = Math.min(30_000, 500 * 2 ** tries) * (1 - Math.random() / 2);
+	const own = Math.min(3e4, 500 * 2 ** tries) * (1 - Math.random() / 2);
 	const [, time = 0, unit] = /\bretry[- ]after[ :=]*(\d+(?:\.\d+)?) ?(ms|m)?/i.exec(reason) ?? [];
-	return Math.max(own, Math.min(time * ({ ms: 1, m: 60_000 }[unit] ?? 1000), 3_600_000) * (1 + Math.random() / 10));
+	return Math.max(own, Math.min(time * ({ ms: 1, m: 6e4 }[unit] ?? 1000), 3.6e6) * (1 + Math.random() / 10));
 }
 
-/** A link leads to later messages alone: what all loops have read is free. */
+/** What all loops have read is free. */
 async function* follow(link) {
 	for (let it; (it = await link).message; link = it.next) yield it.message;
 }
@@ -30,18 +34,19 @@ export class Room extends EventTarget {
 function run(room, url, { name, since, token, echo, resend, WebSocket = globalThis.WebSocket }) {
 	url.protocol = url.protocol.replace("http", "ws");
 	url.hash = "";
-	if (!/^wss?:/.test(url) || !WebSocket) throw new TypeError("No ws:// or wss:// address, or no WebSocket");
+	demand(/^wss?:/.test(url) && WebSocket, "Needs a ws:// or wss:// address, and a WebSocket");
+	demand([...(name ?? "")].length < 65, "A name has at most 64 characters");
 	url.searchParams.set("clients", "");
 	if (name) url.searchParams.set("name", name);
 
 	let socket, line, posting, tell, tail, ready;
 	let until; // the id that ends the replay
 	let lost; // a connection, at some time
-	let began, opened, due; // times, of the clock as well
+	let began, opened, due;
 	let limit, max; // of silence, in milliseconds; of bytes
-	let offers = true; // a protocol
+	let plain, probed; // no protocol is offered, or was
 	let tries = 0;
-	let alives = 0; // in a row
+	let alives = 0;
 	let lines = []; // what was sent, by connection
 	let waiting = [];
 	let held = []; // from what may be the one being posted on
@@ -56,26 +61,27 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 	const extend = () => (tail = new Promise((resolve) => (tell = resolve)));
 	const start = () => flush((ready = true));
 	const lose = () => socket && closed({ code: 1006, reason: "" });
-	// At most once a second.
 	const hurry = () => room.state === "waiting" && !globalThis.document?.hidden && (due = Math.min(due, began + 1000));
 	const release = () => held.splice(0).forEach(deliver);
 	const sentOn = ({ sent }) => [...sent.values()];
 	const asked = (item) => [...new Set(lines.flatMap(sentOn))].filter((it) => it.asks && (!item || it === item));
 
 	async function connect() {
+		drop();
 		const own = (socket = {});
 		room.state = "connecting";
 		began = now();
-		due = began + 10_000;
+		due = began + 1e4;
 		try {
 			const secret = await bearer();
 			if (socket !== own) return;
 			const last = held.at(-1)?.id ?? room.lastId;
 			url.searchParams.set("since", last ?? "");
-			socket = new WebSocket(url.href, secret ? [FORMAT, `bearer.${secret}`] : offers ? [FORMAT] : []);
+			socket = new WebSocket(url.href, secret ? [FORMAT, `bearer.${secret}`] : plain ? [] : [FORMAT]);
 			socket.binaryType = "arraybuffer";
 			socket.onopen = () => open(last);
-			socket.onerror = () => {}; // A close follows.
+			// Browsers add a close.
+			socket.onerror = ({ target }) => target === socket && !opened && lose();
 			socket.onclose = closed;
 		} catch (fault) {
 			if (socket === own) closed({ code: 1006, reason: `${fault}` });
@@ -83,9 +89,14 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 	}
 
 	function open(last) {
+		// Perhaps the first try came too early.
+		if (plain && !probed) {
+			plain = !(probed = true);
+			return connect();
+		}
 		const isJson = socket.protocol === FORMAT;
 		opened = now();
-		due = isJson ? opened + 10_000 : Infinity;
+		due = isJson ? opened + 1e4 : Infinity;
 		lines.push((line = { sent: new Map(), count: 0, back: 0 }));
 		socket.onmessage = ({ data }) => {
 			try {
@@ -100,15 +111,16 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 	}
 
 	function drop() {
-		if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
-		socket?.close?.();
+		const old = socket;
 		ready = until = socket = line = room.you = null;
+		if (old) old.onopen = old.onmessage = old.onclose = null;
+		old?.close?.();
 	}
 
 	function closed({ code, reason }) {
 		drop();
-		// Browsers fail where a server knows no protocol that they offer.
-		if (!opened && !lost && !token && !(offers = !offers)) return void connect();
+		// Browsers fail where no protocol is known.
+		if (!opened && !lost && !token && (plain = !plain)) return connect();
 		if (opened && now() - opened > 5000) tries = 0;
 		lost ||= opened > 0;
 		opened = 0;
@@ -135,13 +147,13 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 	function tick() {
 		const isDue = now() >= due;
 		if (isDue && room.state === "waiting") connect();
-		// It looks twice, as a late clock comes before events.
+		// Twice: a late clock comes before events.
 		else if (isDue && due) due = 0;
 		else if (isDue) lose();
 		if (room.you || room.state !== "open") return;
-		// A full server accepts, and closes at once.
+		// A full server closes at once.
 		if (!ready && now() - opened > 300) start();
-		// More than that it has left is not known.
+		// It has left: no more is known.
 		if (!ready || socket.bufferedAmount) return;
 		for (const item of sentOn(line)) settle(item, { confirmed: false });
 		line.sent.clear();
@@ -154,14 +166,11 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		if (type === "message") receive(event);
 		if (type === "clients") emit(type, { count: (room.clients = count) });
 		if (type === "error") settle(line.sent.get(message), error(code, "Not taken", { retryAfter }));
-		if (type === "gap") {
-			judge();
-			emit(type, { missed });
-		}
-		// Nothing between two: the replay is over.
+		if (type === "gap") judge(), emit(type, { missed });
+		// The replay is over.
 		if (alives > 1 && until) judge(line);
 		// A script sees a message only when it is whole.
-		due = now() + (until || type === "large" || size > 65_536 ? Math.max(limit, 60_000, bytes / 16) : limit);
+		due = now() + (until || type === "large" || size > 65_536 ? Math.max(limit, 6e4, bytes / 16) : limit);
 		if (type !== "end") return;
 		emit(type);
 		finish(1000, "");
@@ -205,15 +214,16 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		if (ours.size > 1000) ours.delete(oldest);
 	}
 
-	// Our messages return in the order of sending. What has not, when the next connection has told all up to its welcome,
-	// is not confirmed; it may still come.
+	// Our messages return in order. What a next connection lacks, up to its welcome, may still come.
 
 	function send(data) {
 		return new Promise((resolve, reject) => {
 			const isText = typeof data === "string";
 			if (isText) data = data.toWellFormed?.() ?? data;
-			else if (data.byteLength >= 0) data = new Uint8Array(data.buffer ?? data, data.byteOffset, data.byteLength).slice();
-			else throw new TypeError("A message is a string or bytes");
+			else {
+				demand(data?.byteLength >= 0, "A message is a string or bytes");
+				data = new Uint8Array(data.buffer ?? data, data.byteOffset, data.byteLength).slice();
+			}
 			if (signal.aborted) throw over();
 			const body = new Blob([data], { type: isText ? "text/plain" : "application/octet-stream" });
 			waiting.push({ data, body, resolve, reject });
@@ -260,7 +270,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		}
 	}
 
-	/** What has not returned, but on this line, is not confirmed. */
+	/** What has not returned, but on this line, is unconfirmed. */
 	function judge(but) {
 		until = null;
 		const open = lines.flatMap((own) => (own === but ? [] : sentOn(own).filter((it) => it.line === own)));
@@ -288,19 +298,18 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 			try {
 				const secret = await bearer();
 				if (secret) headers.Authorization = `Bearer ${secret}`;
-				const patience = AbortSignal.timeout(10_000 + (body.size >> 4));
-				const options = { method: "POST", headers, body, signal: AbortSignal.any([signal, patience]) };
-				const answer = await fetch(url.href.replace("ws", "http"), options);
+				const end = AbortSignal.any([signal, AbortSignal.timeout(1e4 + (body.size >> 4))]);
+				const answer = await fetch(url.href.replace("ws", "http"), { method: "POST", headers, body, signal: end });
 				const { status } = answer;
 				if (answer.ok) {
 					const { id } = await answer.json();
 					remember(id);
 					return { id, confirmed: true };
 				}
-				if (status < 500 && ![408, 429].includes(status)) return error("refused", await answer.text(), { status });
+				if (status < 500 && ![408, 429].includes(status)) return error("refused", (await answer.text()).trim(), { status });
 				after = `retry after ${answer.headers.get("retry-after")}`;
 			} catch {
-				// It may have arrived; the key keeps it single.
+				// The key keeps it single.
 			}
 			await new Promise((resolve) => setTimeout(resolve, delay(tries, after)).unref?.());
 		}

@@ -36,7 +36,7 @@ pub(super) fn preflight(allowed: &'static str) -> Response<Body> {
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
         (
             header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "content-type, idempotency-key, last-event-id, if-match",
+            "authorization, content-type, idempotency-key, last-event-id, if-match",
         ),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];

@@ -312,6 +312,12 @@ impl Recording {
             };
             self.expect(&server, code, line, fields, body).await;
         }
+        for path in ["/-/wscast.js", "/-/wscast.d.ts"] {
+            let line = format!("GET {path}");
+            self.expect(&server, 200, &line, "", "").await;
+            self.expect(&server, 304, &line, "If-None-Match: *\r\n", "")
+                .await;
+        }
         let websocket = format!(
             "{UPGRADE}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: wscast.v1.json\r\n{last}"
         );

@@ -87,7 +87,7 @@ async fn a_preflight_allows_the_headers_that_the_server_reads() {
     assert_eq!(code, 204);
     for line in [
         "access-control-allow-origin: http://localhost:3000\r\n",
-        "access-control-allow-headers: content-type, idempotency-key, last-event-id, if-match\r\n",
+        "access-control-allow-headers: authorization, content-type, idempotency-key, last-event-id, if-match\r\n",
         "access-control-allow-methods: get, post\r\n",
         "vary: origin\r\n",
     ] {

@@ -5,7 +5,7 @@ import { afterEach, test } from "node:test";
 
 // ---- The world of the module ----
 
-let time = 0;
+let time = 1000;
 const intervals = new Set();
 performance.now = () => time;
 globalThis.setInterval = (act) => intervals.add(act) && act;
@@ -465,13 +465,78 @@ test("a token is asked for at each connection and offered beside the format", as
 
 // ---- Plain servers ----
 
-test("a plain server is tried without a protocol, and what has left is sent", async () => {
-  const { room, send, fates, got, ofType } = enter({ resend: "ask" });
-  await settled();
+/** The tries to connect to a server that knows no protocol, up to the one that it accepts. */
+async function refusesProtocols() {
   assert.deepEqual(newest().protocols, ["wscast.v1.json"]);
   newest().shut();
   await settled();
   assert.deepEqual(newest().protocols, []);
+  const probe = newest();
+  probe.open("");
+  await settled();
+  // It is there now: so it may know the protocol after all.
+  assert.equal(probe.readyState, 2);
+  assert.deepEqual(newest().protocols, ["wscast.v1.json"]);
+  newest().shut();
+  await settled();
+  assert.deepEqual(newest().protocols, []);
+}
+
+test("a server that comes late is asked for its protocol again, and again after a restart", async () => {
+  const { room, got } = enter();
+  await settled();
+  newest().shut();
+  await settled();
+  newest().shut();
+  await pass(1000);
+  assert.deepEqual(newest().protocols, ["wscast.v1.json"]);
+  newest().shut();
+  await settled();
+  assert.deepEqual(newest().protocols, []);
+  newest().open("");
+  await settled();
+  newest().welcome("me");
+  newest().message("1-1", "a");
+  assert.deepEqual([room.you, room.lastId, got], ["me", "1-1", ["a"]]);
+  newest().shut();
+  await pass(1000);
+  newest().shut();
+  await pass(2000);
+  assert.deepEqual(newest().protocols, ["wscast.v1.json"]);
+});
+
+test("a failure is noticed where no close follows the error, as in Node 22", async () => {
+  const { room, ofType } = await joined();
+  newest().shut();
+  await pass(1000);
+  const failed = newest();
+  // Node tells of it once more as it is closed.
+  failed.close = () => failed.onerror({ target: failed });
+  failed.onerror({ target: failed });
+  assert.equal(room.state, "waiting");
+  assert.equal(ofType("close").length, 2);
+  await pass(2000);
+  assert.notEqual(newest(), failed);
+  // Of a connection that is given up, nothing counts.
+  failed.onerror({ target: failed });
+  assert.equal(room.state, "connecting");
+});
+
+test("what cannot be is refused at once", () => {
+  for (const [url, options] of [
+    ["ftp://example.com/"],
+    ["ws://example.com/", { name: "x".repeat(65) }],
+    ["ws://example.com/", { WebSocket: null }],
+  ]) {
+    assert.throws(() => new Room(url, options), TypeError);
+  }
+  enter({ name: "👩‍🚀".repeat(21) });
+});
+
+test("a plain server is tried without a protocol, and what has left is sent", async () => {
+  const { room, send, fates, got, ofType } = enter({ resend: "ask" });
+  await settled();
+  await refusesProtocols();
   send("a");
   newest().open("");
   assert.deepEqual(newest().sent, []);
