@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
+use slab::Slab;
+
 use super::sync::{AtomicU64, Mutex};
 
 /// The receipts that the publishers of a room wait for: one entry a message, one count a client.
@@ -31,7 +33,8 @@ struct Entry {
     delivered: usize,
     /// Whether a publisher waits for them: the clients are pinged then.
     wanted: bool,
-    publishers: Vec<Waker>,
+    /// Those that wait, until they are woken or give up.
+    publishers: Slab<Waker>,
 }
 
 /// What one client still has to acknowledge.
@@ -59,7 +62,7 @@ impl Receipts {
             missing,
             delivered: 0,
             wanted,
-            publishers: Vec::new(),
+            publishers: Slab::new(),
         };
         self.entries.lock().insert(position, entry);
         // The lock of the log, or of a queue, orders this before any read of the message.
@@ -138,7 +141,7 @@ impl Receipts {
                 entry.delivered += usize::from(delivered);
                 entry.missing -= 1;
                 if entry.missing == 0 {
-                    entry.publishers.drain(..).for_each(Waker::wake);
+                    entry.publishers.drain().for_each(Waker::wake);
                 }
             }
         }
@@ -195,7 +198,11 @@ impl Collector {
     /// already, and was not pinged for it, acknowledges it with its next heartbeat.
     pub(crate) async fn wait(&self) {
         self.with_entry(|entry| entry.wanted = true);
-        poll_fn(|cx| self.poll_all(cx)).await;
+        let mut waiting = Waiting {
+            collector: self,
+            key: None,
+        };
+        poll_fn(|cx| waiting.poll(cx)).await;
     }
 
     /// How many clients have acknowledged so far.
@@ -203,23 +210,44 @@ impl Collector {
         self.with_entry(|entry| entry.delivered)
     }
 
-    fn poll_all(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.with_entry(|entry| {
-            if entry.missing == 0 {
-                return Poll::Ready(());
-            }
-            if !entry.publishers.iter().any(|it| it.will_wake(cx.waker())) {
-                entry.publishers.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-    }
-
     fn with_entry<T>(&self, of: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.receipts.entries.lock();
         of(entries
             .get_mut(&self.position)
             .expect("it stays until the drop"))
+    }
+}
+
+/// A publisher that waits; it leaves no waker behind, as that would keep its whole task in memory.
+struct Waiting<'a> {
+    collector: &'a Collector,
+    /// Its waker among those of the entry.
+    key: Option<usize>,
+}
+
+impl Waiting<'_> {
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let key = &mut self.key;
+        self.collector.with_entry(|entry| {
+            if entry.missing == 0 {
+                return Poll::Ready(());
+            }
+            match *key {
+                Some(key) => entry.publishers[key].clone_from(cx.waker()),
+                None => *key = Some(entry.publishers.insert(cx.waker().clone())),
+            }
+            Poll::Pending
+        })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            // It is gone where all have been woken.
+            self.collector
+                .with_entry(|entry| entry.publishers.try_remove(key));
+        }
     }
 }
 
@@ -232,6 +260,7 @@ impl Drop for Collector {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::task::Wake;
 
     use futures_util::FutureExt;
     use proptest::prelude::*;
@@ -411,6 +440,33 @@ mod tests {
             assert_eq!(state(&collector), (0, true));
             assert_eq!(slow.unacknowledged.skipped.len(), 1);
         }
+    }
+
+    #[test]
+    fn who_gives_up_waiting_leaves_no_waker_behind() {
+        struct Task;
+        impl Wake for Task {
+            fn wake(self: Arc<Self>) {}
+        }
+        let mut room = room(100, 100);
+        let client = join(&room, closed());
+        let collector = room.publish_with_receipts();
+        let tasks = [(); 3].map(|()| Arc::new(Task));
+        let mut waits = tasks.each_ref().map(|task| {
+            let waker = Waker::from(task.clone());
+            let mut wait = Box::pin(collector.wait());
+            let mut poll = || wait.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(poll().is_pending() && poll().is_pending());
+            Some(wait)
+        });
+        let kept = || tasks.each_ref().map(Arc::strong_count);
+        assert_eq!(kept(), [2; 3]);
+        waits[1] = None;
+        assert_eq!(kept(), [2, 1, 2]);
+        drop(client);
+        assert_eq!(kept(), [1; 3]);
+        drop(waits);
+        assert_eq!(state(&collector), (0, true));
     }
 
     #[tokio::test]
