@@ -21,7 +21,8 @@ export interface RoomOptions {
   token?: string | (() => string | Promise<string>);
   /**
    * `false`: messages go by POST, one after the other, and those sent here are left out of what is delivered. A server
-   * that keeps no history, or is in echo mode, does not take them.
+   * that keeps no history, or is in echo mode, does not take them. What
+   * looks like one of them waits for the answer, and what is behind it, for 5 seconds at most; then it is delivered.
    */
   echo?: boolean;
   /**

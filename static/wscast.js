@@ -1,4 +1,4 @@
-// A room of a wscast server; wscast.d.ts describes it.
+// A room of a wscast server: see wscast.d.ts.
 
 const FORMAT = "wscast.v1.json";
 const ID = /^(\d{1,19})-(\d{1,19})$/;
@@ -6,13 +6,13 @@ const ID = /^(\d{1,19})-(\d{1,19})$/;
 
 const now = () => performance.now();
 const same = (a, b) => typeof a === typeof b && `${a}` === `${b}`;
-const error = (code, message = "It may have arrived, or not", more) => Object.assign(new Error(message), { code }, more);
+const error = (code, message = "It may have arrived", more) => Object.assign(new Error(message), { code }, more);
 function demand(is, message) {
 	if (!is) throw new TypeError(message);
 }
 const over = () => error("closed", "The room is closed");
 
-/** Ever longer and never all at once, or as asked ("retry after 5 s"). */
+/** Ever longer, at random, or as asked. */
 function delay(tries, reason) {
 	const own = Math.min(3e4, 500 * 2 ** tries) * (1 - Math.random() / 2);
 	const [, time = 0, unit] = /\bretry[- ]after[ :=]*(\d+(?:\.\d+)?) ?(ms|m)?/i.exec(reason) ?? [];
@@ -34,24 +34,24 @@ export class Room extends EventTarget {
 function run(room, url, { name, since, token, echo, resend, WebSocket = globalThis.WebSocket }) {
 	url.protocol = url.protocol.replace("http", "ws");
 	url.hash = "";
-	demand(/^wss?:/.test(url) && WebSocket, "Needs a ws:// or wss:// address, and a WebSocket");
+	demand(/^wss?:/.test(url) && WebSocket, "Needs a ws:// address, and a WebSocket");
 	demand([...(name ?? "")].length < 65, "A name has at most 64 characters");
 	url.searchParams.set("clients", "");
 	if (name) url.searchParams.set("name", name);
 
 	let socket, line, posting, tell, tail, ready;
 	let until; // the id that ends the replay
-	let lost; // a connection, at some time
-	let began, opened, due;
-	let limit, max; // of silence, in milliseconds; of bytes
+	let lost; // a connection, once
+	let began, opened, posted, due;
+	let limit, max; // of silence, in ms; of bytes
 	let plain, probed; // no protocol is offered, or was
 	let tries = 0;
 	let alives = 0;
-	let lines = []; // what was sent, by connection
+	let lines = []; // sent, by connection
 	let waiting = [];
-	let held = []; // from what may be the one being posted on
-	const ours = new Set(); // connections, ids of POSTs
-	const seen = new Map(); // the last number of each epoch
+	let held = []; // behind what may be ours
+	const ours = new Set(); // connections, POSTs
+	const seen = new Map(); // the last of each epoch
 	const life = new AbortController();
 	const { signal } = life;
 	const clock = setInterval(tick, 250);
@@ -111,10 +111,9 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 	}
 
 	function drop() {
-		const old = socket;
-		ready = until = socket = line = room.you = null;
-		if (old) old.onopen = old.onmessage = old.onclose = null;
-		old?.close?.();
+		const old = socket ?? {};
+		ready = until = socket = line = room.you = old.onopen = old.onmessage = old.onclose = null;
+		old.close?.();
 	}
 
 	function closed({ code, reason }) {
@@ -132,7 +131,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		emit("close", { code, reason, retryIn });
 	}
 
-	function finish(code, reason) {
+	function finish(code = 1000, reason = "") {
 		if (signal.aborted) return;
 		drop();
 		clearInterval(clock);
@@ -150,6 +149,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		// Twice: a late clock comes before events.
 		else if (isDue && due) due = 0;
 		else if (isDue) lose();
+		if (now() - posted > 5000) release();
 		if (room.you || room.state !== "open") return;
 		// A full server closes at once.
 		if (!ready && now() - opened > 300) start();
@@ -165,15 +165,18 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		if (type === "welcome") welcome(event, last);
 		if (type === "message") receive(event);
 		if (type === "clients") emit(type, { count: (room.clients = count) });
-		if (type === "error") settle(line.sent.get(message), error(code, "Not taken", { retryAfter }));
+		if (type === "error") {
+			settle(line.sent.get(message), error(code, "Not taken", { retryAfter }));
+			line.sent.delete(message);
+		}
 		if (type === "gap") judge(), emit(type, { missed });
 		// The replay is over.
 		if (alives > 1 && until) judge(line);
-		// A script sees a message only when it is whole.
+		// Scripts see whole messages alone.
 		due = now() + (until || type === "large" || size > 65_536 ? Math.max(limit, 6e4, bytes / 16) : limit);
 		if (type !== "end") return;
 		emit(type);
-		finish(1000, "");
+		finish();
 	}
 
 	function welcome(event, last) {
@@ -197,9 +200,11 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		const data = text ?? Uint8Array.from(atob(binary), (it) => it.charCodeAt());
 		const message = { id: epoch ? id : null, time: new Date(time), from, name, data, mine: ours.has(from) };
 		comeBack(message);
-		if (held.length || (posting && !from && same(posting.data, data))) held.push(message);
+		if (held[0] || (posting && !from && same(posting.data, data))) held.push(message);
 		else deliver(message);
-		if (id === until) judge(line);
+		// Or a later one: it may not be kept.
+		const [, last, end] = ID.exec(until) ?? [];
+		if (seen.get(last) >= end) judge(line);
 	}
 
 	function deliver(message) {
@@ -214,7 +219,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		if (ours.size > 1000) ours.delete(oldest);
 	}
 
-	// Our messages return in order. What a next connection lacks, up to its welcome, may still come.
+	// Ours return in order. What has not by the end of the next replay may still come.
 
 	function send(data) {
 		return new Promise((resolve, reject) => {
@@ -235,8 +240,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		if (!item) return;
 		item.done = true;
 		item.line = item.asks = null;
-		if (result instanceof Error) item.reject(result);
-		else item.resolve(result);
+		(result instanceof Error ? item.reject : item.resolve)(result);
 	}
 
 	function next() {
@@ -285,6 +289,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 
 	async function post() {
 		while (!posting && (posting = next())) {
+			posted = now();
 			settle(posting, await answerTo(posting.body));
 			posting = null;
 			release();
@@ -308,9 +313,7 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 				}
 				if (status < 500 && ![408, 429].includes(status)) return error("refused", (await answer.text()).trim(), { status });
 				after = `retry after ${answer.headers.get("retry-after")}`;
-			} catch {
-				// The key keeps it single.
-			}
+			} catch {} // The key keeps it single.
 			await new Promise((resolve) => setTimeout(resolve, delay(tries, after)).unref?.());
 		}
 		return error("unconfirmed");
@@ -322,12 +325,11 @@ function run(room, url, { name, since, token, echo, resend, WebSocket = globalTh
 		send,
 		resend: (item) => again(asked(item)),
 		discard: (item) => asked(item).forEach((it) => settle(it, error("discarded"))),
-		close: () => finish(1000, ""),
+		close: () => finish(),
 		[Symbol.asyncIterator]: () => follow(tail),
 	});
-	for (const type of ["online", "pageshow", "visibilitychange", "offline"]) {
+	for (const type of ["online", "pageshow", "visibilitychange", "offline"])
 		globalThis.addEventListener?.(type, type === "offline" ? lose : hurry, { signal });
-	}
 	extend();
 	connect();
 }

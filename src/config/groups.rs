@@ -67,7 +67,7 @@ pub struct History {
     /// Messages a room remembers, the oldest go first; 0 keeps none
     #[arg(long = "history-limit", env = "WSCAST_HISTORY_LIMIT", value_name = "COUNT", default_value = "1000", value_parser = units::count)]
     pub limit: usize,
-    /// Memory a room's history takes, up to 310 bytes a message besides its text; 0 keeps none
+    /// Memory a room's history takes, up to 310 bytes a message besides its text, name and key; 0 keeps none
     #[arg(
         long = "history-bytes",
         env = "WSCAST_HISTORY_BYTES",

@@ -42,8 +42,11 @@ impl Author {
         // The counters of an `Arc`, and the rounding of its allocation.
         const OVERHEAD: usize = 24;
         // Its entry among the keys of the history, and the receipts of its message.
-        const OF_KEY: usize = 192;
-        let name = self.name.as_ref().map_or(0, |name| name.0.len() + OVERHEAD);
+        const OF_KEY: usize = 288;
+        let name = self
+            .name
+            .as_ref()
+            .map_or(0, |name| name.0.len() + 2 * OVERHEAD);
         let key = self.key.as_ref();
         let key = key.map_or(0, |key| key.0.len() + OVERHEAD + OF_KEY);
         size_of::<Self>() + OVERHEAD + name + key

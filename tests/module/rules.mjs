@@ -141,6 +141,15 @@ test("an error rejects exactly the message that it numbers, be it early or late"
   assert.deepEqual(fates, { a: "1-1", b: "unavailable", c: "forbidden", d: "1-2", e: "1-3" });
 });
 
+test("one that an error rejects is not taken for a later one with the same text", async () => {
+  const { send, fates } = await joined();
+  for (const key of ["a", "b"]) send("x", key);
+  newest().tell({ type: "error", code: "unavailable", message: 1 });
+  newest().message("1-1", "x", { from: "A" });
+  await settled();
+  assert.deepEqual(fates, { a: "unavailable", b: "1-1" });
+});
+
 test("what has not come back by the end of the replay is not confirmed, and not before it", async () => {
   const { send, fates, room } = await joined();
   ["a", "b", "c"].forEach((it) => send(it));
@@ -180,6 +189,16 @@ test("a replay of nothing ends with the welcome, or where two signs of life have
     await settled();
     assert.equal(fates.a, "unconfirmed");
   }
+});
+
+test("a replay whose end is not kept ends with what is behind it", async () => {
+  const { send, fates } = await joined();
+  newest().message("1-1", "of another");
+  send("a");
+  await rejoined("B", { resumed: false, missed: 2, last_id: "1-3" });
+  newest().message("1-4", "of another");
+  await settled();
+  assert.equal(fates.a, "unconfirmed");
 });
 
 test("with ask the promise waits, and a late return, resend() or discard() settles it", async () => {
@@ -558,6 +577,23 @@ test("a plain server is tried without a protocol, and what has left is sent", as
   assert.equal(ofType("gap").length, 1);
 });
 
+test("a failure that no close follows is one, and only once", async () => {
+  const { room, ofType } = enter({ token: "t" });
+  await settled();
+  const socket = newest();
+  socket.close = () => socket.onerror({ target: socket });
+  socket.onerror({ target: socket });
+  assert.equal(room.state, "waiting");
+  socket.shut();
+  assert.equal(ofType("close").length, 1);
+  await pass(1000);
+  assert.notEqual(newest(), socket);
+  newest().welcome("A");
+  newest().onerror({ target: newest() });
+  newest().shut(1013, "too slow");
+  assert.deepEqual(ofType("close").map(({ code }) => code), [1006, 1013]);
+});
+
 test("a server that accepts and closes at once swallows nothing", async () => {
   const { send, fates } = enter();
   send("a");
@@ -614,6 +650,18 @@ test("a message goes by POST, and is left out of what is delivered, be it early 
   newest().message("1-6", "c");
   assert.deepEqual(got, ["of a connection", "later", "b", "c"]);
   assert.deepEqual(fates, { a: "1-2", b: "1-5" });
+});
+
+test("messages of others wait for the answer to a POST, but not for long", async () => {
+  const { send, got } = await posting();
+  send("a");
+  await settled();
+  newest().message("1-1", "a");
+  newest().message("1-2", "of another", { from: "X" });
+  await pass(4500);
+  assert.deepEqual(got, []);
+  await pass(1000);
+  assert.deepEqual(got, ["a", "of another"]);
 });
 
 test("a POST is tried again with the same key, and rejected where the server refuses it", async () => {
