@@ -40,7 +40,9 @@ impl Routes {
             (Some(id), None) => Part::Since(id),
             (None, Some(id)) => Part::Before(id),
             (Some(_), Some(_)) => {
-                return Err(Refusal::bad("since and before exclude each other"));
+                return Err(Refusal::bad(
+                    "since and before exclude each other: give one of them",
+                ));
             }
         };
         let limit = request.query.limit()?.unwrap_or(self.hub.history_limit());

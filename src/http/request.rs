@@ -257,7 +257,9 @@ impl Query {
         match self.get("limit").map(str::parse) {
             None => Ok(None),
             Some(Ok(limit)) if limit > 0 => Ok(Some(limit)),
-            Some(_) => Err(Refusal::bad("limit is not a number from 1")),
+            Some(_) => Err(Refusal::bad(
+                "limit is not a number from 1: write how many messages, as in 100",
+            )),
         }
     }
 

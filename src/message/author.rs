@@ -96,21 +96,29 @@ pub(crate) struct Name(Arc<str>);
 /// The most characters of a name.
 const NAME_MAX: usize = 64;
 
-/// A text that is not a [`Name`].
+/// Why a text is not a [`Name`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a name has at most {NAME_MAX} characters, and none that controls lines or the direction of text"
-)]
-pub(crate) struct NotAName;
+pub(crate) enum NotAName {
+    /// It has no or too many characters.
+    #[error("a name has 1 to {NAME_MAX} characters")]
+    Length,
+    /// It has characters that control what is around it.
+    #[error("a name has no line breaks, and no other characters that control how text is shown")]
+    Control,
+}
 
 impl FromStr for Name {
     type Err = NotAName;
 
     fn from_str(text: &str) -> Result<Self, NotAName> {
-        let is_permitted = |it: char| !it.is_control() && !controls_layout(it);
-        let is_name =
-            !text.is_empty() && text.chars().count() <= NAME_MAX && text.chars().all(is_permitted);
-        is_name.then(|| Self(text.into())).ok_or(NotAName)
+        if !(1..=NAME_MAX).contains(&text.chars().count()) {
+            return Err(NotAName::Length);
+        }
+        let controls = |it: char| it.is_control() || controls_layout(it);
+        match text.contains(controls) {
+            true => Err(NotAName::Control),
+            false => Ok(Self(text.into())),
+        }
     }
 }
 
@@ -176,9 +184,10 @@ mod tests {
         for name in ["Ann", "Ann Lee", "Ünal", "安", "👩‍🚀", &"é".repeat(64)] {
             assert_eq!(name.parse::<Name>().unwrap().to_string(), name);
         }
+        for wrong in ["", &"x".repeat(65)] {
+            assert_eq!(wrong.parse::<Name>(), Err(NotAName::Length), "{wrong:?}");
+        }
         for wrong in [
-            "",
-            &"x".repeat(65),
             "a\nb",
             "a\0",
             "\u{7f}",
@@ -189,7 +198,7 @@ mod tests {
             "A\u{61c}",
             "A\u{2028}B",
         ] {
-            assert_eq!(wrong.parse::<Name>(), Err(NotAName), "{wrong:?}");
+            assert_eq!(wrong.parse::<Name>(), Err(NotAName::Control), "{wrong:?}");
         }
     }
 

@@ -696,7 +696,10 @@ async fn the_page_and_an_event_source_resume_after_a_disconnect() {
     )
     .await;
     page.until("events.length === 1").await;
-    let mut client = Client::connect(server.address, "/lobby?name=Ann").await.unwrap().0;
+    let mut client = Client::connect(server.address, "/lobby?name=Ann")
+        .await
+        .unwrap()
+        .0;
     client.send("one").await;
     client.send_binary(&[0, 255, 7]).await;
     page.until("events.length === 3 && lastId").await;
@@ -735,7 +738,10 @@ async fn the_page_and_an_event_source_resume_after_a_disconnect() {
     // Another server, whose log is a new one.
     let cut = proxy.cut().await;
     let server = Process::start("--mode broadcast --welcome=").await;
-    let mut client = Client::connect(server.address, "/lobby?name=Ann").await.unwrap().0;
+    let mut client = Client::connect(server.address, "/lobby?name=Ann")
+        .await
+        .unwrap()
+        .0;
     client.send("new").await;
     client.next().await;
     let _proxy = cut.restore(server.address).await;
