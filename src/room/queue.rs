@@ -54,6 +54,8 @@ struct State {
     messages: usize,
     bytes: usize,
     live: bool,
+    /// Whether the client is to look for requested receipts.
+    asked: bool,
     client: Option<Waker>,
 }
 
@@ -72,6 +74,13 @@ impl Sender {
         }
         state.wake();
         state.live
+    }
+
+    /// Has the client look for requested receipts, of messages that it has as well.
+    pub(crate) fn ask(&self) {
+        let mut state = self.0.lock();
+        state.asked = true;
+        state.wake();
     }
 
     /// Stops being live.
@@ -101,6 +110,9 @@ impl Receiver {
         {
             state.client = Some(cx.waker().clone());
         }
+        if mem::take(&mut state.asked) {
+            return Poll::Ready(Taken::Asked);
+        }
         if !state.batches.is_empty() {
             mem::swap(&mut state.batches, into);
             state.messages = 0;
@@ -124,6 +136,8 @@ pub(crate) enum Taken {
         /// Whether the task is woken for later messages.
         watched: bool,
     },
+    /// Nothing; receipts may be requested for messages that were taken before.
+    Asked,
     /// The queue is drained and no longer live.
     End,
 }
@@ -179,6 +193,7 @@ mod tests {
                         let mut into = Batches::new();
                         match ready!(poll_recv(&receiver, cx, &mut into)) {
                             Taken::End => break,
+                            Taken::Asked => {}
                             Taken::All { watched } => {
                                 received.extend(into.iter().flat_map(|it| it.positions()));
                                 if watched && (closes || received.len() < 2) {

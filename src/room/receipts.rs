@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -168,6 +169,11 @@ impl Unacknowledged {
         self.acknowledged != NEVER
     }
 
+    /// Pings that were requested before do not count: some may be missing.
+    pub(super) fn ask_again(&mut self) {
+        self.pinged = self.acknowledged;
+    }
+
     /// The messages up to `position` for which a receipt may be missing: those between the skipped ones.
     fn owed(&self, position: u64) -> impl Iterator<Item = Range<u64>> {
         let ends = self
@@ -194,10 +200,13 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    /// Waits until every client that can acknowledge has done so or left. A client that has the message
-    /// already, and was not pinged for it, acknowledges it with its next heartbeat.
+    /// A publisher waits for the receipts from now on; returns whether none has until now.
+    pub(super) fn want(&self) -> bool {
+        self.with_entry(|entry| !mem::replace(&mut entry.wanted, true))
+    }
+
+    /// Waits until every client that can acknowledge has done so or left.
     pub(crate) async fn wait(&self) {
-        self.with_entry(|entry| entry.wanted = true);
         let mut waiting = Waiting {
             collector: self,
             key: None,

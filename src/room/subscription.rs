@@ -134,6 +134,10 @@ impl Subscription {
                         false => Source::Queue,
                     };
                 }
+                Taken::Asked => {
+                    self.unacknowledged.ask_again();
+                    break;
+                }
                 Taken::End => self.source = Source::History,
             }
         }

@@ -123,6 +123,23 @@ async fn of_many_at_once_one_is_published() {
 }
 
 #[tokio::test]
+async fn a_second_try_has_clients_pinged_that_have_the_message_already() {
+    let server = room().await;
+    let mut client = server.raw_websocket().await;
+    post(&server, "/", "k", "hello").await;
+    client.read_frame().await;
+    // The ping that comes now is that of the second try: the first heartbeat comes much later.
+    let second = post(&server, "/?wait=delivered&timeout=5", "k", "hello");
+    let answering = async {
+        let (first_byte, id) = client.read_frame().await;
+        assert_eq!(first_byte, FIN | PING);
+        client.send(frame(FIN | PONG, &id)).await;
+    };
+    let (second, ()) = tokio::join!(second, answering);
+    assert_eq!((second.code, &second.json()["delivered"]), (200, &json!(1)));
+}
+
+#[tokio::test]
 async fn receipts_of_a_second_try_are_judged_anew() {
     let server = room().await;
     let mut attentive = server.client_at("/").await;
