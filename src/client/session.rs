@@ -216,8 +216,8 @@ impl<S: Transport> Session<S> {
         Poll::Ready(Ok(Pause::Yield))
     }
 
-    /// Tells the client how many there are, if it follows that and the number has changed; returns whether
-    /// this waits for the socket.
+    /// Reports the number of clients, if this one follows it and it has changed; returns whether this waits
+    /// for the socket.
     fn poll_headcount(&mut self, cx: &mut Context<'_>) -> Result<bool, Disconnect> {
         let Some(headcount) = self.subscription.headcount_mut() else {
             return Ok(false);

@@ -65,7 +65,7 @@ pub(crate) enum Event<'a> {
     },
     /// A sign of life, once in each ping interval: a web page sees no pings.
     Alive,
-    /// The next event is large: whoever reads it as a whole sees nothing until all of it has come.
+    /// The next event is large: a program that reads whole events sees nothing until all of it has come.
     Large {
         /// Its bytes.
         bytes: usize,

@@ -86,8 +86,8 @@ impl RoomGuard {
         self.room.claim(key, receipts)
     }
 
-    /// The same for a message whose key, if it has one, is claimed: others wait for it until the message is
-    /// delivered.
+    /// [Publishes](Self::publish) a message whose key, if it has one, is claimed: others wait for the key until
+    /// the message is delivered.
     ///
     /// # Errors
     /// As [`publish`](Self::publish).

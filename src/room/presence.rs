@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::log::Room;
 use crate::message::{Author, Name};
 
-/// Who is in a room, as far as it has told its name.
+/// The names of the clients of a room, as far as they have one, and their number.
 ///
 /// Lock order: the log, then the names.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Presence {
         if let Some(name) = client.and_then(|it| it.name.as_ref()) {
             *self.names.lock().entry(name.clone()).or_default() += 1;
         }
-        self.tell(count);
+        self.publish(count);
     }
 
     /// A client has gone, by which the room has `count` of them.
@@ -46,10 +46,10 @@ impl Presence {
                 names.remove(name);
             }
         }
-        self.tell(count);
+        self.publish(count);
     }
 
-    fn tell(&self, count: usize) {
+    fn publish(&self, count: usize) {
         if let Some(sender) = self.count.get() {
             sender.send_replace(count);
         }
@@ -77,7 +77,7 @@ impl Room {
         }
     }
 
-    /// Follows the number of its clients for one that has been told `count`.
+    /// Follows the number of its clients for one that knows it was `count`.
     pub(super) fn headcount(&self, count: usize) -> Headcount {
         let sender = self
             .presence
@@ -86,33 +86,33 @@ impl Room {
         Headcount {
             receiver: sender.subscribe(),
             change: None,
-            told: count,
+            known: count,
             quiet_until: None,
         }
     }
 }
 
-/// The number of clients of a room, as one of them follows it: told when it has changed, and at most once
-/// in each [`QUIET`].
+/// The number of clients of a room, as one of them follows it: reported when it has changed, and at most
+/// once in each [`QUIET`].
 pub(crate) struct Headcount {
     receiver: watch::Receiver<usize>,
     /// Resolves at the next change.
     change: Option<BoxFuture<'static, ()>>,
     /// The number that the client knows.
-    told: usize,
-    /// Until when it is told nothing.
+    known: usize,
+    /// Until when no change is reported.
     quiet_until: Option<Instant>,
 }
 
 impl fmt::Debug for Headcount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Headcount")
-            .field("told", &self.told)
+            .field("known", &self.known)
             .finish_non_exhaustive()
     }
 }
 
-/// How often a client is told how many there are, at most.
+/// The shortest time between two reports to one client.
 const QUIET: Duration = Duration::from_secs(1);
 
 impl Headcount {
@@ -123,9 +123,9 @@ impl Headcount {
         }
         loop {
             let count = *self.receiver.borrow_and_update();
-            if count != self.told {
+            if count != self.known {
                 self.change = None;
-                self.told = count;
+                self.known = count;
                 self.quiet_until = Some(Instant::now() + QUIET);
                 return Poll::Ready(count);
             }
@@ -139,12 +139,12 @@ impl Headcount {
         }
     }
 
-    /// When the next change may be told, if there is a time to wait for.
+    /// When the next change may be reported, if there is a time to wait for.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.quiet_until
     }
 
-    /// Lets the next change be told, if its time has come.
+    /// Lets the next change be reported, if its time has come.
     pub(crate) fn check(&mut self, now: Instant) {
         self.quiet_until = self.quiet_until.filter(|until| *until > now);
     }

@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_waiting_leaves_no_waker_behind() {
+    fn a_wait_that_is_given_up_leaves_no_waker_behind() {
         struct Task;
         impl Wake for Task {
             fn wake(self: Arc<Self>) {}
