@@ -52,7 +52,7 @@ impl Audience {
     pub fn publish(&mut self, text: &[u8]) {
         self.plain.encode(Kind::Text, text, &mut self.builder);
         let frames = self.builder.take().expect("it was encoded just now");
-        let delivery = self.room.append(frames, false, |_| {});
+        let delivery = self.room.append(frames, false, |_, _| {});
         delivery.expect("the room is not sealed");
     }
 

@@ -3,6 +3,7 @@
 mod groups;
 mod invocation;
 mod origin;
+mod storage;
 mod units;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -10,6 +11,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 pub use groups::{Access, History, Limits, Listening, Logs, Service, Times};
 pub use invocation::Invocation;
 pub use origin::{Host, HostPattern, Origin, OriginPattern};
+pub use storage::{OnStoreError, Retention, Storage, StoreSync};
 pub use units::{Size, Time};
 
 /// The command line: without a command it serves.
@@ -54,6 +56,9 @@ pub struct Config {
     /// What rooms remember.
     #[command(flatten)]
     pub history: History,
+    /// What is kept across restarts, and how.
+    #[command(flatten)]
+    pub storage: Storage,
     /// How long peers may take.
     #[command(flatten)]
     pub times: Times,
@@ -111,6 +116,7 @@ impl Config {
     /// One sentence that begins with the name of the option and has the remedy.
     pub fn validate(&self) -> Result<(), String> {
         self.service.validate()?;
+        self.storage.validate()?;
         self.times.validate()?;
         self.limits.validate()
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub(crate) use batch::{Batch, BatchBuilder, Encoded, Frames};
-pub(crate) use event::{ErrorCode, Event, Seconds};
+pub(crate) use event::{ErrorCode, Event, Seconds, StoreStatus};
 pub(crate) use json::JSON_PROTOCOL;
 pub(crate) use plain::{PLAIN_PROTOCOL, Plain};
 
@@ -127,6 +127,12 @@ mod tests {
             error(ErrorCode::Forbidden, 17, None),
             error(ErrorCode::Unavailable, 18, Some(2.0)),
             Event::Gap { missed: None },
+            Event::Status {
+                store: StoreStatus::Unavailable,
+            },
+            Event::Status {
+                store: StoreStatus::Ok,
+            },
         ];
         let lines = events.map(|event| json::to_string(&event) + "\n");
         let known = include_str!("../tests/it/events_of_a_store.jsonl");
@@ -138,6 +144,9 @@ mod tests {
         | Event::Alive
         | Event::Large { .. }
         | Event::Clients { .. }
+        | Event::Status {
+            store: StoreStatus::Ok | StoreStatus::Unavailable,
+        }
         | Event::Error {
             code: ErrorCode::Forbidden | ErrorCode::Unavailable,
             ..

@@ -2,7 +2,6 @@
 
 mod membership;
 mod opening;
-#[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
 mod publications;
 mod ranking;
 mod room_guard;
@@ -18,7 +17,7 @@ use crate::format::Plain;
 use crate::message::Unavailable;
 use crate::room::reader::{Part, Reader};
 use crate::room::{Behaviour, Clients, Follow, Room, Sealed, Total};
-use crate::store::Store;
+use crate::store::{Health, Store};
 use opening::State;
 use publications::Publications;
 use ranking::{Ranked, Ranking};
@@ -221,6 +220,29 @@ impl Hub {
         match &self.rooms.lock().by_name.get(name)?.state {
             State::Open(room) => Some(room.clone()),
             State::Opening(_) => None,
+        }
+    }
+
+    /// The rooms that are open.
+    fn open_rooms(&self) -> Vec<Arc<Room>> {
+        let rooms = self.rooms.lock();
+        let open = rooms.by_name.values().filter_map(|it| match &it.state {
+            State::Open(room) => Some(room.clone()),
+            State::Opening(_) => None,
+        });
+        open.collect()
+    }
+
+    /// What is wrong with the store, unless it is well, and how it is.
+    pub(crate) fn store_fault(&self) -> Option<(Health, String)> {
+        let backend = self.store.backend()?;
+        Some((backend.health(), backend.fault()?))
+    }
+
+    /// Has the store write what is still to be written, after the last publication.
+    pub(crate) async fn close_store(&self) {
+        if let Some(backend) = self.store.backend() {
+            backend.close().await;
         }
     }
 

@@ -25,7 +25,6 @@ pub mod ops;
 pub(crate) mod protocol;
 pub(crate) mod room;
 pub mod server;
-#[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
 pub(crate) mod store;
 pub mod tools;
 pub(crate) mod transport;

@@ -85,12 +85,13 @@ impl Server {
     /// # Errors
     /// One line that names the option and the remedy.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        Self::bind_with(config, Store::memory()).await
+        config.validate().map_err(|message| anyhow!(message))?;
+        let store = Store::open(&config)?;
+        Self::bind_with(config, store).await
     }
 
     /// The same, with logs in `store`.
     async fn bind_with(config: Config, store: Store) -> anyhow::Result<Self> {
-        config.validate().map_err(|message| anyhow!(message))?;
         let listening = &config.listening;
         let listeners = listen(&listening.host, listening.port, &config.times).await?;
         let only_local = listeners.iter().all(Listener::is_local);
@@ -242,6 +243,7 @@ impl Server {
             );
             connections.shutdown().await;
         }
+        self.hub.close_store().await;
     }
 }
 

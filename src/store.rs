@@ -3,8 +3,10 @@
 //!
 //! A store decides when a message has an id and may be delivered. It knows rooms by name alone.
 
+mod database;
 #[cfg(test)]
 pub(crate) mod double;
+mod epochs;
 mod memory;
 
 use std::fmt::Debug;
@@ -12,10 +14,13 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
+use anyhow::anyhow;
 use futures_util::future::BoxFuture;
 
+use crate::config::Config;
 use crate::format::{Batch, Frames};
-use crate::message::{MessageId, Unavailable};
+use crate::message::{Key, MessageId, Unavailable};
+use database::Database;
 use memory::Memory;
 
 /// Keeps the logs of all rooms.
@@ -36,7 +41,7 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn feed(&self, feed: Weak<dyn Feed>);
 
     /// Opens the log of the room `name`, or begins it.
-    fn open(&self, name: &str) -> BoxFuture<'static, Result<Opened, Unavailable>>;
+    fn open(&self, name: &Arc<str>) -> BoxFuture<'static, Result<Opened, Unavailable>>;
 
     /// The messages of the room `name` with these sequence numbers, as far as they are kept: one run that
     /// begins with the first of them that is kept, and may end before the last one.
@@ -45,6 +50,13 @@ pub(crate) trait Backend: Debug + Send + Sync {
         name: &str,
         seqs: Range<u64>,
     ) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>>;
+
+    /// The message of the room `name` that was published under `key`, as long as it is kept.
+    fn find(
+        &self,
+        name: &Arc<str>,
+        key: &Key,
+    ) -> BoxFuture<'static, Result<Option<Found>, Unavailable>>;
 
     /// Whether it keeps up with what is published: otherwise publishers wait until it is
     /// [ready](Self::ready). What is published nevertheless is taken.
@@ -59,13 +71,41 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// [`Unavailable`] if nothing can be published now.
     fn admit(&self) -> Result<NumberedBy, Unavailable>;
 
-    /// Keeps messages that the room `name` has numbered. Called under the lock of that room, in the order
-    /// of the ids: it must not wait.
-    fn keep(&self, name: &str, batch: &Arc<Batch>);
+    /// Keeps messages that the room `name` has numbered, and published to so many clients. Called under the
+    /// lock of that room, in the order of the ids: it must not wait.
+    fn keep(&self, name: &Arc<str>, batch: &Arc<Batch>, clients: usize);
 
-    /// Takes messages for the room `name`, to be numbered. They are delivered or refused exactly once, in
-    /// a bounded time.
-    fn append(&self, name: &str, frames: Frames, ticket: Ticket);
+    /// Takes messages for the room `name`, which has so many clients, to be numbered. They are delivered or
+    /// refused exactly once, in a bounded time.
+    fn append(&self, name: &Arc<str>, frames: Frames, clients: usize, ticket: Ticket);
+
+    /// How it is.
+    fn health(&self) -> Health;
+
+    /// What is wrong with it, unless it is well.
+    fn fault(&self) -> Option<String>;
+
+    /// Writes what is still to be written, and ends; at the end of the server.
+    fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// How a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// It keeps what is published.
+    Well,
+    /// It does not; what is published is delivered from memory alone.
+    Failing,
+    /// It does not, and nothing is published meanwhile.
+    Refusing,
+}
+
+/// A message that was published under a key.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) batch: Batch,
+    /// How many clients the room had then.
+    pub(crate) clients: usize,
 }
 
 /// What a store has of a log when its room is opened.
@@ -99,7 +139,7 @@ pub(crate) enum NumberedBy {
 pub(crate) struct Ticket(pub(crate) u64);
 
 /// Messages that a store has numbered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Numbered {
     /// The id of the first; the others follow it.
     pub(crate) first: MessageId,
@@ -117,13 +157,22 @@ pub(crate) trait Feed: Debug + Send + Sync {
 
     /// Refuses a publication: its messages are in no log.
     fn refuse(&self, ticket: Ticket, why: Unavailable);
+
+    /// The room `name` goes on in a new epoch: the store lacks some of its messages, and will for ever.
+    fn begin_epoch(&self, name: &str, epoch: u64);
+
+    /// The health of the store has changed.
+    fn health_changed(&self);
 }
 
 /// What became of messages that a store delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fed {
     /// They are in the log of their room, now or already.
-    Taken,
+    Taken {
+        /// How many clients it has.
+        clients: usize,
+    },
     /// Others have to be delivered before them, from this one on.
     Gap(MessageId),
     /// No client needs their room, which is not in memory.
@@ -136,6 +185,21 @@ impl Store {
         Self::Memory(Memory::default())
     }
 
+    /// The store of a configuration.
+    ///
+    /// # Errors
+    /// One line that names the option and the remedy.
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        match &config.storage.database {
+            None => Ok(Self::memory()),
+            Some(path) => {
+                let database = Database::open(path, config)
+                    .map_err(|why| anyhow!("--database {}: {why:#}", path.display()))?;
+                Ok(Self::Backend(Arc::new(database)))
+            }
+        }
+    }
+
     /// The backend, if there is one.
     pub(crate) fn backend(&self) -> Option<&Arc<dyn Backend>> {
         match self {
@@ -145,7 +209,7 @@ impl Store {
     }
 
     /// Opens the log of the room `name`, or begins it.
-    pub(crate) fn open(&self, name: &str) -> Opening {
+    pub(crate) fn open_room(&self, name: &Arc<str>) -> Opening {
         match self {
             Self::Memory(memory) => Opening::Now(memory.open()),
             Self::Backend(backend) => Opening::Later(backend.open(name)),
@@ -155,5 +219,11 @@ impl Store {
     /// Whether it keeps up with what is published.
     pub(crate) fn is_ready(&self) -> bool {
         self.backend().is_none_or(|backend| backend.is_ready())
+    }
+
+    /// How it is.
+    pub(crate) fn health(&self) -> Health {
+        self.backend()
+            .map_or(Health::Well, |backend| backend.health())
     }
 }

@@ -18,7 +18,7 @@ use crate::client::record::ConnectionRecord;
 use crate::client::unplaced::Unplaced;
 use crate::client::websocket::WebSocket;
 use crate::disconnect::Disconnect;
-use crate::format::{BatchBuilder, Event, Outbox, Plain};
+use crate::format::{BatchBuilder, Event, Outbox, Plain, StoreStatus};
 use crate::hub::{Membership, RoomGuard};
 use crate::message::MessageId;
 use crate::protocol::decoder::Received;
@@ -44,6 +44,8 @@ pub(crate) struct Session<S> {
     pub(super) unplaced: Option<Box<Unplaced>>,
     /// Chunks to write next.
     pub(super) outbox: Outbox,
+    /// Whether the store was well when the client was last told of it.
+    is_store_well: bool,
     pub(super) record: ConnectionRecord,
 }
 
@@ -96,6 +98,7 @@ impl<S: Transport> Session<S> {
             receipt,
             batch_builder,
             unplaced: None,
+            is_store_well: true,
             record,
         }
     }
@@ -143,9 +146,24 @@ impl<S: Transport> Session<S> {
         if self.room_guard.behaviour() == Behaviour::Echo {
             self.replay().await?;
         }
+        self.report_store();
         self.write().await?;
         self.publish_read()?;
         self.write().await
+    }
+
+    /// Reports how the store is, if that has changed and the format has an event for it.
+    fn report_store(&mut self) {
+        let is_well = self.room_guard.is_store_well();
+        if is_well != self.is_store_well {
+            self.is_store_well = is_well;
+            let store = match is_well {
+                true => StoreStatus::Ok,
+                false => StoreStatus::Unavailable,
+            };
+            let encoding = self.subscription.encoding();
+            self.outbox.extend(encoding.event(&Event::Status { store }));
+        }
     }
 
     /// Writes the history of an echo room before the first read, so that echoes follow it.
@@ -199,6 +217,7 @@ impl<S: Transport> Session<S> {
                     if self.subscription.take_ping_request() {
                         self.push_ping();
                     }
+                    self.report_store();
                     if !self.socket.try_write(&mut self.outbox)? {
                         return Poll::Ready(Ok(Pause::Write));
                     }

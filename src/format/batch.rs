@@ -101,6 +101,11 @@ impl Frames {
         self.plain().ends.len() + 1
     }
 
+    /// Bytes of all frames.
+    pub(crate) fn bytes(&self) -> usize {
+        self.plain().bytes.len()
+    }
+
     /// Each of the messages by itself.
     #[cfg(test)]
     pub(crate) fn singles(&self) -> impl Iterator<Item = Self> {
@@ -231,7 +236,7 @@ impl Batch {
 
     /// Bytes of all its frames.
     pub(crate) fn frame_bytes(&self) -> usize {
-        self.frames.plain().bytes.len()
+        self.frames.bytes()
     }
 
     /// The same messages without the copies in other encodings.

@@ -75,6 +75,11 @@ pub(crate) enum Event<'a> {
         /// How many the room has.
         count: usize,
     },
+    /// The store does not keep what is published, or does again.
+    Status {
+        /// How it is.
+        store: StoreStatus,
+    },
     /// A message of the client was not taken.
     Error {
         /// Why.
@@ -98,6 +103,16 @@ impl Serialize for Seconds {
             _ => serializer.serialize_f64(self.0.as_secs_f64()),
         }
     }
+}
+
+/// How the store is.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StoreStatus {
+    /// It keeps what is published.
+    Ok,
+    /// It does not.
+    Unavailable,
 }
 
 /// Why a message of a client was not taken.

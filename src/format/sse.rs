@@ -13,7 +13,7 @@ pub(super) fn append(event: &Event<'_>, stream: &mut Vec<u8>) {
         // Who follows an event stream sends nothing that could fail.
         Event::Welcome { text: "", .. } | Event::Error { .. } => return,
         // Comments are its signs of life, and `?clients` asks for an answer by itself.
-        Event::Alive | Event::Large { .. } | Event::Clients { .. } => return,
+        Event::Alive | Event::Large { .. } | Event::Clients { .. } | Event::Status { .. } => return,
         Event::Welcome { text, .. } => sse_lines(text).for_each(|text| line(": ", text)),
         Event::Message {
             id,

@@ -25,7 +25,7 @@ use crate::client::message_log;
 use crate::client::turn::Turn;
 use crate::format::BatchBuilder;
 use crate::hub::{Publication, RoomGuard};
-use crate::message::{Author, Key, Kind};
+use crate::message::{Author, Key, Kind, Unavailable};
 use crate::room::{Claim, Claimed, Delivery, RoomName};
 
 /// The answer to a POST that is published.
@@ -137,7 +137,7 @@ impl Routes {
         let guard = self.hub.enter(room).await?;
         let claimed = match &message.author.key {
             None => None,
-            Some(key) => match claim(&guard, key, receipts).await {
+            Some(key) => match claim(&guard, key, receipts).await? {
                 Ok(claimed) => Some(claimed),
                 Err(published) => return answer_again(*published, &message),
             },
@@ -247,12 +247,16 @@ impl Routes {
 }
 
 /// Claims `key`, or returns what was published under it.
-async fn claim(guard: &RoomGuard, key: &Key, receipts: bool) -> Result<Claimed, Box<Delivery>> {
+async fn claim(
+    guard: &RoomGuard,
+    key: &Key,
+    receipts: bool,
+) -> Result<Result<Claimed, Box<Delivery>>, Unavailable> {
     loop {
-        match guard.claim(key, receipts) {
-            Claim::Granted(claimed) => return Ok(claimed),
+        match guard.claim(key, receipts).await? {
+            Claim::Granted(claimed) => return Ok(Ok(claimed)),
             Claim::Pending(done) => done.await,
-            Claim::Published(delivery) => return Err(delivery.into()),
+            Claim::Published(delivery) => return Ok(Err(delivery.into())),
         }
     }
 }

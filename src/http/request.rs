@@ -41,7 +41,9 @@ pub(crate) struct Request {
 pub(crate) enum Resource {
     /// `/livez`: whether the process serves.
     Live,
-    /// `/healthz` and `/readyz`: whether the server takes new clients.
+    /// `/healthz`: whether the server takes new clients.
+    Healthy,
+    /// `/readyz`: whether it takes new clients and messages.
     Ready,
     /// `*`: the server as a whole, for OPTIONS alone.
     Server,
@@ -78,7 +80,8 @@ impl Request {
         } = head;
         let resource = match uri.path() {
             "/livez" => Resource::Live,
-            "/healthz" | "/readyz" => Resource::Ready,
+            "/healthz" => Resource::Healthy,
+            "/readyz" => Resource::Ready,
             "*" if method == Method::OPTIONS => Resource::Server,
             path => match ModuleFile::at(path) {
                 Some(file) => Resource::Module(file),

@@ -1,5 +1,6 @@
 //! The routes: which request gets which answer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use crate::hub::{Hub, Membership};
 use crate::message::Author;
 use crate::protocol::handshake::{self, tokens};
 use crate::room::{Behaviour, Follow, OnGap, RoomName};
+use crate::store::Health;
 
 /// Everything that answers depend on.
 #[derive(Debug)]
@@ -83,7 +85,10 @@ impl Routes {
     /// # Errors
     /// A [`Refusal`], which is then the answer.
     pub(super) fn admit(&self, request: &Request) -> Result<(Cors, Arc<Grant>), Refusal> {
-        if matches!(request.resource, Resource::Live | Resource::Ready) {
+        if matches!(
+            request.resource,
+            Resource::Live | Resource::Healthy | Resource::Ready
+        ) {
             return Ok((Cors::default(), Grant::NONE.into()));
         }
         let host = request.host()?;
@@ -109,10 +114,14 @@ impl Routes {
         connection: &Link,
     ) -> Result<Answer, Refusal> {
         let room = match &request.resource {
-            Resource::Live => return health(&request.method, false).map(Answer::Response),
+            Resource::Live => return health(&request.method, Ok(WELL)).map(Answer::Response),
+            Resource::Healthy => {
+                let health = self.check_draining();
+                return self::health(&request.method, health).map(Answer::Response);
+            }
             Resource::Ready => {
-                let is_draining = self.draining.is_cancelled();
-                return health(&request.method, is_draining).map(Answer::Response);
+                let health = self.check_draining().and_then(|_| self.check_store());
+                return self::health(&request.method, health).map(Answer::Response);
             }
             _ if !has_permit => return Err(Refusal::full()),
             Resource::Server => {
@@ -154,6 +163,28 @@ impl Routes {
             (method, _) => return Err(not_allowed(self.hub.behaviour(room), method)),
         };
         Ok(Answer::Response(response))
+    }
+
+    /// How the server is, unless it is shutting down.
+    fn check_draining(&self) -> Result<Cow<'static, str>, Refusal> {
+        match self.draining.is_cancelled() {
+            true => Err(Refusal::draining()),
+            false => Ok(WELL),
+        }
+    }
+
+    /// How the server is, unless it publishes nothing for want of its store.
+    fn check_store(&self) -> Result<Cow<'static, str>, Refusal> {
+        let Some((health, fault)) = self.hub.store_fault() else {
+            return Ok(WELL);
+        };
+        let why = format!("the store is unavailable: {fault}");
+        match health {
+            Health::Refusing => Err(Refusal::unavailable(why)),
+            Health::Well | Health::Failing => {
+                Ok(format!("ok, but {why}; messages are in memory alone").into())
+            }
+        }
     }
 
     /// Joins a room as a WebSocket client (RFC 6455, section 4.2.2).
@@ -237,6 +268,9 @@ impl Routes {
     }
 }
 
+/// What a health check is answered that finds nothing wrong.
+const WELL: Cow<'static, str> = Cow::Borrowed("ok");
+
 /// The most names of the answer to `?clients`.
 const NAMES_MAX: usize = 1000;
 
@@ -263,11 +297,16 @@ fn not_allowed(behaviour: Behaviour, method: &Method) -> Refusal {
 }
 
 /// The answer to a health check.
-fn health(method: &Method, is_draining: bool) -> Result<Response<Body>, Refusal> {
+fn health(
+    method: &Method,
+    health: Result<Cow<'static, str>, Refusal>,
+) -> Result<Response<Body>, Refusal> {
     const ALLOWED: &str = "GET, HEAD, OPTIONS";
     match *method {
-        Method::GET | Method::HEAD if is_draining => Err(Refusal::draining()),
-        Method::GET | Method::HEAD => Ok(respond(StatusCode::OK, [TEXT, NO_STORE], whole("ok"))),
+        Method::GET | Method::HEAD => {
+            let body = whole(health?.into_owned());
+            Ok(respond(StatusCode::OK, [TEXT, NO_STORE], body))
+        }
         Method::OPTIONS => Ok(options(ALLOWED)),
         _ => Err(Refusal::method(ALLOWED, "use GET")),
     }
@@ -316,10 +355,11 @@ mod tests {
 
     #[test]
     fn a_draining_server_is_not_ready() {
-        let status = |is_draining| match health(&Method::GET, is_draining) {
+        let status = |found| match health(&Method::GET, found) {
             Ok(response) => response.status().as_u16(),
             Err(refusal) => refusal.status().as_u16(),
         };
-        assert_eq!((status(false), status(true)), (200, 503));
+        let draining = Err(Refusal::draining());
+        assert_eq!((status(Ok(WELL)), status(draining)), (200, 503));
     }
 }

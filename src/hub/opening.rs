@@ -49,7 +49,7 @@ impl Hub {
             };
             Arc::new(Room::new(behaviour, &history, &limits, origin, total))
         };
-        match self.store.open(name) {
+        match self.store.open_room(name) {
             Opening::Now(opened) => State::Open(room(opened)),
             Opening::Later(opened) => State::Opening(opened.map_ok(room).boxed().shared()),
         }

@@ -54,7 +54,7 @@ pub(super) struct Waiting {
     /// Keeps its room open.
     room_guard: RoomGuard,
     /// Whether receipts are requested for it.
-    pub(super) receipts: bool,
+    receipts: bool,
     /// Keeps its key, also where the publisher has gone.
     _claimed: Option<Claimed>,
     answer: oneshot::Sender<Result<Delivery, PublishError>>,
@@ -115,10 +115,11 @@ impl Feed for Hub {
         match room.deliver(first, time, frames, receipts) {
             Placed::Delivered(delivery) | Placed::Duplicate(delivery) => {
                 self.settle(&room);
+                let clients = delivery.clients;
                 if let Some(waiting) = waiting {
                     waiting.conclude(Ok(delivery));
                 }
-                Fed::Taken
+                Fed::Taken { clients }
             }
             Placed::Gap(next) => {
                 if let (Some(ticket), Some(waiting)) = (ticket, waiting) {
@@ -132,6 +133,18 @@ impl Feed for Hub {
     fn refuse(&self, ticket: Ticket, why: Unavailable) {
         if let Some(waiting) = self.publications.take(ticket) {
             waiting.conclude(Err(why.into()));
+        }
+    }
+
+    fn begin_epoch(&self, name: &str, epoch: u64) {
+        if let Some(room) = self.open_room(name) {
+            room.begin_epoch(epoch);
+        }
+    }
+
+    fn health_changed(&self) {
+        for room in self.open_rooms() {
+            room.ask_all();
         }
     }
 }

@@ -8,9 +8,9 @@ use futures_util::future::BoxFuture;
 
 use super::{Hub, Publication, PublishError, State};
 use crate::format::{Frames, Plain};
-use crate::message::Key;
-use crate::room::{Behaviour, Claim, Claimed, Room};
-use crate::store::NumberedBy;
+use crate::message::{Key, Unavailable};
+use crate::room::{Behaviour, Claim, Claimed, Delivery, Room};
+use crate::store::{Found, Health, NumberedBy};
 
 /// Keeps a room in the registry. When the last place is given back, a room without messages is removed,
 /// and one with messages becomes evictable: a store does not forget it.
@@ -81,9 +81,30 @@ impl RoomGuard {
         self.publish_claimed(frames, receipts, None)
     }
 
-    /// Claims the key of a message that is to be published once.
-    pub(crate) fn claim(&self, key: &Key, receipts: bool) -> Claim {
-        self.room.claim(key, receipts)
+    /// Claims the key of a message that is to be published once; the store knows of messages that the room has
+    /// evicted.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if the store cannot be asked.
+    pub(crate) async fn claim(&self, key: &Key, receipts: bool) -> Result<Claim, Unavailable> {
+        let claim = self.room.claim(key, receipts);
+        let Place { hub, name } = &self.place;
+        if let (Claim::Granted(_), Some(backend)) = (&claim, hub.store.backend())
+            && let Some(Found { batch, clients }) = backend.find(name, key).await?
+        {
+            return Ok(Claim::Published(Delivery {
+                batch: Arc::new(batch),
+                queues: 0,
+                clients,
+                receipts: None,
+            }));
+        }
+        Ok(claim)
+    }
+
+    /// Whether the store keeps what is published.
+    pub(crate) fn is_store_well(&self) -> bool {
+        self.place.hub.store.health() == Health::Well
     }
 
     /// [Publishes](Self::publish) a message whose key, if it has one, is claimed: others wait for the key until
@@ -102,14 +123,15 @@ impl RoomGuard {
         if let Some(backend) = backend
             && backend.admit()? == NumberedBy::Store
         {
-            self.room.announce()?;
-            let (ticket, pending) = hub.publications.begin(self.again(), receipts, claimed);
-            backend.append(name, frames, ticket);
+            let clients = self.room.announce()?;
+            let publications = &hub.publications;
+            let (ticket, pending) = publications.begin(self.again(), receipts, claimed);
+            backend.append(name, frames, clients, ticket);
             return Ok(Publication::Pending(pending));
         }
-        let delivery = self.room.append(frames, receipts, |batch| {
+        let delivery = self.room.append(frames, receipts, |batch, clients| {
             if let Some(backend) = backend {
-                backend.keep(name, batch);
+                backend.keep(name, batch, clients);
             }
         })?;
         hub.settle(&self.room);

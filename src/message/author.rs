@@ -67,6 +67,20 @@ impl ConnectionId {
     }
 }
 
+/// A text that is not the id of a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotAConnectionId;
+
+impl FromStr for ConnectionId {
+    type Err = NotAConnectionId;
+
+    fn from_str(text: &str) -> Result<Self, NotAConnectionId> {
+        let bits = BASE64URL_NOPAD.decode(text.as_bytes());
+        let bits = bits.ok().and_then(|it| it.try_into().ok());
+        bits.map(Self).ok_or(NotAConnectionId)
+    }
+}
+
 /// In base64url, without padding (RFC 4648, section 5).
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,6 +136,13 @@ impl FromStr for Name {
     }
 }
 
+impl Name {
+    /// Its text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -139,6 +160,20 @@ fn controls_layout(it: char) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key(Arc<str>);
 
+impl Key {
+    /// Its text, without quotes.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key with this text.
+    pub(crate) fn unquoted(text: &str) -> Result<Self, NotAKey> {
+        let is_key =
+            (1..=KEY_MAX).contains(&text.len()) && text.bytes().all(|it| it.is_ascii_graphic());
+        is_key.then(|| Self(text.into())).ok_or(NotAKey)
+    }
+}
+
 /// The most characters of a key.
 const KEY_MAX: usize = 128;
 
@@ -153,10 +188,7 @@ impl TryFrom<&[u8]> for Key {
     fn try_from(bytes: &[u8]) -> Result<Self, NotAKey> {
         let text = str::from_utf8(bytes).map_err(|_| NotAKey)?;
         let quoted = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
-        let text = quoted.unwrap_or(text);
-        let is_key =
-            (1..=KEY_MAX).contains(&text.len()) && text.bytes().all(|it| it.is_ascii_graphic());
-        is_key.then(|| Self(text.into())).ok_or(NotAKey)
+        Self::unquoted(quoted.unwrap_or(text))
     }
 }
 
@@ -172,6 +204,17 @@ mod tests {
             .map(|_| ConnectionId::random().to_string())
             .collect();
         assert_eq!(ids.len(), 1000);
+        for id in &ids {
+            assert_eq!(id.parse::<ConnectionId>().unwrap().to_string(), *id);
+        }
+        for wrong in [
+            "",
+            "k7f3qd2mX0_aZ9T",
+            "k7f3qd2mX0_aZ9T=",
+            "k7f3qd2mX0_aZ9Tbb",
+        ] {
+            assert_eq!(wrong.parse::<ConnectionId>(), Err(NotAConnectionId));
+        }
         let is_base64url = |it: u8| it.is_ascii_alphanumeric() || it == b'-' || it == b'_';
         assert!(
             ids.iter()

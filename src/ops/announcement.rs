@@ -67,12 +67,14 @@ fn lines_with(
             ));
         }
     }
-    lines.push(
-        match config.history.limit.min(config.history.bytes.bytes()) {
+    lines.push(match &config.storage.database {
+        Some(path) => format!("rooms are kept in {}", path.display()),
+        None => match config.history.limit.min(config.history.bytes.bytes()) {
             0 => "nothing is remembered: there is no history".to_string(),
-            _ => "the history is kept in memory: a restart loses it".to_string(),
+            _ => "the history is kept in memory: a restart loses it (--database FILE keeps it)"
+                .to_string(),
         },
-    );
+    });
     lines
 }
 
@@ -93,7 +95,8 @@ fn own_addresses() -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
-    const REMEMBERED: &str = "the history is kept in memory: a restart loses it";
+    const REMEMBERED: &str =
+        "the history is kept in memory: a restart loses it (--database FILE keeps it)";
 
     fn lines_for(host: &str, bound: &[&str], own: &[&str]) -> Vec<String> {
         let config = Config::with(|config| {

@@ -9,6 +9,8 @@ pub(super) struct Ids {
     offset: u64,
     /// The first id of the epoch, as far as it is known.
     first: MessageId,
+    /// The earliest epoch since whose beginning nothing has been lost, as far as is known.
+    certain_since: u64,
 }
 
 /// Where the message behind a given one is.
@@ -18,6 +20,8 @@ pub(super) enum Located {
     At(u64),
     /// At this position, if an archive has the given one: it comes before all that is known here.
     Earlier(u64),
+    /// At this position of an archive, which has the given one; others may have been lost behind that.
+    Uncertain(u64),
     /// The given one is not in this log.
     Nowhere,
 }
@@ -29,7 +33,21 @@ impl Ids {
         Self {
             offset: position.wrapping_sub(first.seq),
             first,
+            certain_since: first.epoch,
         }
+    }
+
+    /// The same log in a new epoch, which goes on at `position` with `first`: right behind the last message.
+    pub(super) fn continued(&self, position: u64, first: MessageId) -> Self {
+        Self {
+            certain_since: self.certain_since,
+            ..Self::new(position, first)
+        }
+    }
+
+    /// Whether nothing can have been lost behind `id`, if the log has that.
+    pub(super) fn is_certain(&self, id: MessageId) -> bool {
+        id.epoch >= self.certain_since
     }
 
     /// The id of the message at `position`; of one before the epoch, only the sequence number is right.

@@ -81,6 +81,8 @@ impl Log {
                 (first, false, Some(first - next))
             }
             Some(Located::At(next) | Located::Earlier(next)) => (next, true, Some(0)),
+            // The whole replay, as the client may start over, and all behind the id.
+            Some(Located::Uncertain(next)) => (next.min(first), false, None),
             Some(Located::Nowhere) => (first, false, None),
         };
         Start {
@@ -98,6 +100,7 @@ impl Room {
     pub(super) fn find(&self, log: &Log, id: MessageId, is_archived: bool) -> Located {
         match self.locate(log, id) {
             Located::Earlier(_) if !is_archived => Located::Nowhere,
+            Located::Earlier(next) if !log.ids.is_certain(id) => Located::Uncertain(next),
             located => located,
         }
     }
@@ -125,10 +128,13 @@ impl Room {
             return Ok(false);
         }
         let found = archive.read(id.seq..id.seq.saturating_add(2)).await?;
-        let first = found.first().map(Batch::first_id);
-        Ok(first.is_some_and(|first| {
-            first.epoch == id.epoch && (first.seq == id.seq || first.seq == id.seq + 1)
-        }))
+        let Some(first) = found.first().map(Batch::first_id) else {
+            // The last message of all may be forgotten, too.
+            let log = self.log.lock();
+            let next = log.ids.at(log.history.next());
+            return Ok(next.epoch == id.epoch && next.seq == id.seq.saturating_add(1));
+        };
+        Ok(first.epoch == id.epoch && (first.seq == id.seq || first.seq == id.seq + 1))
     }
 
     /// Subscribes to the log: first the history, then live messages, without a gap between them.

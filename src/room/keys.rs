@@ -90,7 +90,7 @@ mod tests {
             ..Author::default()
         };
         let frames = numbers.encode(1).by(Some(Arc::new(author)));
-        numbers.room.append(frames, false, |_| {}).unwrap();
+        numbers.room.append(frames, false, |_, _| {}).unwrap();
     }
 
     #[test]

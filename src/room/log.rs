@@ -214,7 +214,8 @@ impl Room {
     }
 
     /// Numbers messages, appends them to the log and, in a broadcast room, to every live queue. Never waits
-    /// for a client. `keep` gets the batch under the lock: the order of its calls is that of the ids.
+    /// for a client. `keep` gets the batch and the number of clients under the lock: the order of its calls is
+    /// that of the ids.
     ///
     /// With `receipts`, requests one for the last of the messages from every client that can acknowledge.
     ///
@@ -224,7 +225,7 @@ impl Room {
         self: &Arc<Self>,
         frames: Frames,
         receipts: bool,
-        keep: impl FnOnce(&Arc<Batch>),
+        keep: impl FnOnce(&Arc<Batch>, usize),
     ) -> Result<Delivery, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
@@ -233,26 +234,26 @@ impl Room {
         let position = log.history.next();
         let first = log.ids.at(position);
         let batch = Arc::new(Batch::new(position, first, SystemTime::now(), frames));
-        keep(&batch);
+        let clients = log.registry.len();
+        keep(&batch, clients);
         Ok(self.fan_out(&mut log, batch, receipts))
     }
 
     /// Announces a publication that the store has to place: the log ends only after it was
-    /// [concluded](Self::conclude).
+    /// [concluded](Self::conclude). Returns how many clients the room has.
     ///
     /// # Errors
     /// As [`append`](Self::append).
-    pub(crate) fn announce(&self) -> Result<(), Sealed> {
+    pub(crate) fn announce(&self) -> Result<usize, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
             return Err(Sealed);
         }
         log.in_flight += 1;
-        Ok(())
+        Ok(log.registry.len())
     }
 
     /// Ends what [`announce`](Self::announce) began, whether the publication was delivered or not.
-    #[cfg_attr(not(test), allow(dead_code, reason = "backends are to come"))]
     pub(crate) fn conclude(&self) {
         let mut log = self.log.lock();
         log.in_flight -= 1;
@@ -284,8 +285,9 @@ impl Room {
             return Placed::Gap(next);
         }
         if first.epoch > next.epoch {
-            log.ids = Ids::new(position, first);
+            log.ids = log.ids.continued(position, first);
             if first.seq != next.seq {
+                log.ids = Ids::new(position, first);
                 log.restarts += 1;
                 log.restarted_at = position;
                 log.history.clear();
@@ -295,7 +297,24 @@ impl Room {
         Placed::Delivered(self.fan_out(&mut log, batch, receipts))
     }
 
+    /// Goes on in a new epoch, as messages may have been lost in the store.
+    pub(crate) fn begin_epoch(&self, epoch: u64) {
+        let mut log = self.log.lock();
+        let position = log.history.next();
+        let next = log.ids.at(position);
+        if epoch > next.epoch {
+            log.ids = Ids::new(position, MessageId { epoch, ..next });
+        }
+    }
+
+    /// Has all clients look for what is not a message.
+    pub(crate) fn ask_all(&self) {
+        let log = self.log.lock();
+        log.registry.iter().for_each(|(_, it)| it.sender.ask());
+    }
+
     fn fan_out(self: &Arc<Self>, log: &mut Log, batch: Arc<Batch>, receipts: bool) -> Delivery {
+        let clients = log.registry.len();
         let first = batch.positions().start;
         let last = batch.positions().end - 1;
         let key = batch.author().and_then(|it| it.key.as_ref());
@@ -322,7 +341,7 @@ impl Room {
         if let (Some(key), Some(receipts)) = (key, &collector) {
             let keyed = Keyed {
                 position: last,
-                clients: log.registry.len(),
+                clients,
                 receipts: receipts.clone(),
             };
             log.history.remember(key, keyed);
@@ -331,7 +350,7 @@ impl Room {
         Delivery {
             batch,
             queues,
-            clients: log.registry.len(),
+            clients,
             receipts: collector.filter(|_| receipts),
         }
     }
@@ -419,7 +438,7 @@ pub(crate) mod tests {
 
         pub(crate) fn publish(&mut self, count: u64) {
             let frames = self.encode(count);
-            let batch = self.room.append(frames, false, |_| {}).unwrap().batch;
+            let batch = self.room.append(frames, false, |_, _| {}).unwrap().batch;
             assert_eq!(batch.positions(), self.last + 1..self.last + count + 1);
             self.last += count;
         }
@@ -427,7 +446,7 @@ pub(crate) mod tests {
         /// Publishes one message, and requests receipts for it.
         pub(crate) fn publish_with_receipts(&mut self) -> Arc<Collector> {
             let frames = self.encode(1);
-            let delivery = self.room.append(frames, true, |_| {}).unwrap();
+            let delivery = self.room.append(frames, true, |_, _| {}).unwrap();
             self.last += 1;
             self.clients = delivery.clients;
             assert_eq!(delivery.batch.last_id().seq, self.last);
@@ -653,7 +672,7 @@ pub(crate) mod tests {
         let mut late = room.room.subscribe(Follow::default(), false).0;
         room.room.seal();
         let frames = room.encode(1);
-        assert!(room.room.append(frames, false, |_| {}).is_err());
+        assert!(room.room.append(frames, false, |_, _| {}).is_err());
         for subscription in [&mut live, &mut late] {
             let mut all = Vec::new();
             let end = loop {
@@ -679,7 +698,9 @@ pub(crate) mod tests {
             for room in &rooms {
                 let mut builder = BatchBuilder::default();
                 plain.encode(Kind::Text, payload.as_bytes(), &mut builder);
-                let delivery = room.append(builder.take().unwrap(), false, |_| {}).unwrap();
+                let delivery = room
+                    .append(builder.take().unwrap(), false, |_, _| {})
+                    .unwrap();
                 costs.push(delivery.batch.cost());
             }
         }

@@ -54,7 +54,7 @@ struct State {
     messages: usize,
     bytes: usize,
     live: bool,
-    /// Whether the client is to look for requested receipts.
+    /// Whether the client is to look for what is not a message.
     asked: bool,
     client: Option<Waker>,
 }
@@ -76,7 +76,8 @@ impl Sender {
         state.live
     }
 
-    /// Has the client look for requested receipts, of messages that it has as well.
+    /// Has the client look for what is not a message: receipts requested for messages that it has, or a
+    /// change of the store.
     pub(crate) fn ask(&self) {
         let mut state = self.0.lock();
         state.asked = true;
@@ -136,7 +137,7 @@ pub(crate) enum Taken {
         /// Whether the task is woken for later messages.
         watched: bool,
     },
-    /// Nothing; receipts may be requested for messages that were taken before.
+    /// No messages; something else may have come.
     Asked,
     /// The queue is drained and no longer live.
     End,

@@ -68,7 +68,9 @@ impl Room {
                 (start.next..behind, start.resumed)
             }
             Part::Before(id) => match self.find(&log, id, is_archived) {
-                Located::At(behind) | Located::Earlier(behind) => (last_before(behind - 1), false),
+                Located::At(behind) | Located::Earlier(behind) | Located::Uncertain(behind) => {
+                    (last_before(behind - 1), false)
+                }
                 // Ids of later logs are greater: all of this one is before them, or nothing.
                 Located::Nowhere if id.epoch >= epoch => (last_before(end), false),
                 Located::Nowhere => (first..first, false),
@@ -191,7 +193,8 @@ mod tests {
         for _ in 0..2 {
             let mut builder = BatchBuilder::default();
             (0..3).for_each(|_| plain.encode(Kind::Text, b"hi", &mut builder));
-            room.append(builder.take().unwrap(), false, |_| {}).unwrap();
+            room.append(builder.take().unwrap(), false, |_, _| {})
+                .unwrap();
         }
         room
     }

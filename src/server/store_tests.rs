@@ -48,6 +48,11 @@ async fn expect(client: &mut Client, id: &str, text: &str) {
     );
 }
 
+/// The event that says how the store is.
+fn status(store: &str) -> Value {
+    json!({"type": "status", "store": store})
+}
+
 async fn queued(double: &Double, rooms: &[&str]) {
     eventually("the publications are in the store", || {
         double.queued() == rooms
@@ -211,6 +216,14 @@ async fn a_refused_message_is_reported_to_its_sender_alone() {
     }
     // Nothing is admitted at all: the next ones are judged for themselves.
     double.set_takes_nothing(true);
+    assert_eq!(sender.event().await, status("unavailable"));
+    // One that joins now is told as well.
+    let (mut late, _) = json_client(&server, "/").await;
+    assert_eq!(late.event().await, status("unavailable"));
+    for text in ["one", "three"] {
+        assert_eq!(late.event().await["text"], text);
+    }
+
     sender.send("four").await;
     assert_eq!(sender.event().await["message"], 4);
     let answer = server.request("POST /", "", "five").await;
@@ -219,7 +232,15 @@ async fn a_refused_message_is_reported_to_its_sender_alone() {
     plain.send("six").await;
     let reason = plain.expect_close(1013).await;
     assert_eq!(reason, "store unavailable: a message was not taken");
+    let answer = server.request("GET /readyz", "", "").await;
+    assert_eq!(answer.code, 503);
+    assert_eq!(answer.body, "the store is unavailable: it is told to\n");
+    assert_eq!(server.request("GET /healthz", "", "").await.code, 200);
     double.set_takes_nothing(false);
+    assert_eq!(server.request("GET /readyz", "", "").await.code, 200);
+    for client in [&mut sender, &mut late] {
+        assert_eq!(client.event().await, status("ok"));
+    }
     let posting = tokio::spawn({
         let server = server.clone();
         async move { server.request("POST /", "", "seven").await }

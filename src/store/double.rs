@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Backend, Fed, Feed, Numbered, NumberedBy, Opened, Store, Ticket};
+use super::{Backend, Fed, Feed, Found, Health, Numbered, NumberedBy, Opened, Store, Ticket};
 use crate::format::testing::plain;
 use crate::format::{Batch, BatchBuilder, Frames};
-use crate::message::{Kind, MessageId, Unavailable};
+use crate::message::{Key, Kind, MessageId, Unavailable};
 
 /// What the store says when it takes nothing.
 pub(crate) const AWAY: Unavailable = Unavailable {
@@ -81,6 +81,8 @@ impl Double {
     /// Whether publications are refused at once.
     pub(crate) fn set_takes_nothing(&self, takes_nothing: bool) {
         self.state.lock().takes_nothing = takes_nothing;
+        let feed = self.feed.get().and_then(Weak::upgrade);
+        feed.inspect(|it| it.health_changed());
     }
 
     /// Whether reads and opens fail.
@@ -211,7 +213,8 @@ impl Double {
                 frames,
                 ticket: None,
             };
-            assert_eq!(feed.deliver(name, missing), Fed::Taken);
+            let fed = feed.deliver(name, missing);
+            assert!(matches!(fed, Fed::Taken { .. }), "{fed:?}");
         }
     }
 }
@@ -257,7 +260,7 @@ impl Backend for Double {
         self.feed.set(feed).expect("a store has one feed");
     }
 
-    fn open(&self, name: &str) -> BoxFuture<'static, Result<Opened, Unavailable>> {
+    fn open(&self, name: &Arc<str>) -> BoxFuture<'static, Result<Opened, Unavailable>> {
         let mut state = self.state.lock();
         state.opened += 1;
         let (log, fails) = (state.log(name).clone(), state.cannot_be_read);
@@ -307,15 +310,45 @@ impl Backend for Double {
         }
     }
 
-    fn keep(&self, name: &str, batch: &Arc<Batch>) {
+    fn keep(&self, name: &Arc<str>, batch: &Arc<Batch>, _clients: usize) {
         let mut state = self.state.lock();
         let log = state.log(name);
         assert_eq!(batch.first_id(), log.next, "not in the order of the ids");
         log.keep(batch.first_id(), batch.time(), batch.frames());
     }
 
-    fn append(&self, name: &str, frames: Frames, ticket: Ticket) {
+    fn append(&self, name: &Arc<str>, frames: Frames, _clients: usize, ticket: Ticket) {
         let mut state = self.state.lock();
-        state.queue.push_back((name.to_owned(), frames, ticket));
+        state.queue.push_back((name.to_string(), frames, ticket));
+    }
+
+    fn find(
+        &self,
+        name: &Arc<str>,
+        key: &Key,
+    ) -> BoxFuture<'static, Result<Option<Found>, Unavailable>> {
+        let mut state = self.state.lock();
+        let fails = state.cannot_be_read;
+        let batches = state.log(name).batches(0..u64::MAX).into_iter();
+        let mut found =
+            batches.filter(|it| it.author().is_some_and(|it| it.key.as_ref() == Some(key)));
+        let found = found.next().map(|batch| Found { batch, clients: 7 });
+        async move { if fails { Err(AWAY) } else { Ok(found) } }.boxed()
+    }
+
+    fn health(&self) -> Health {
+        match self.state.lock().takes_nothing {
+            true => Health::Refusing,
+            false => Health::Well,
+        }
+    }
+
+    fn fault(&self) -> Option<String> {
+        let takes_nothing = self.state.lock().takes_nothing;
+        takes_nothing.then(|| "it is told to".into())
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        ready(()).boxed()
     }
 }

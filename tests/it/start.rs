@@ -219,7 +219,10 @@ async fn the_listening_line_is_followed_by_the_page_and_what_a_restart_loses() {
         "{line}"
     );
     let line = next_line(&mut process.log, "").await;
-    assert!(line.contains("a restart loses it"), "{line}");
+    assert!(
+        line.contains("a restart loses it (--database FILE keeps it)"),
+        "{line}"
+    );
     let host = format!("Host: localhost:{port}\r\n");
     let page = process.request("GET /", &host, "").await;
     assert!(page.code == 200 && page.body.contains("<html"), "{page:?}");

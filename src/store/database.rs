@@ -1,0 +1,276 @@
+//! A store that keeps the logs in an SQLite file: written by one thread, read by a few connections.
+
+mod care;
+mod file;
+mod journal;
+mod queue;
+mod readers;
+mod retention;
+mod rows;
+mod shared;
+mod writer;
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rusqlite::Connection;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::{error, warn};
+
+use super::epochs::Epochs;
+use super::{Backend, Feed, Found, Health, NumberedBy, Opened, Ticket};
+use crate::config::{Config, StoreSync};
+use crate::format::{Batch, Frames, Plain};
+use crate::message::{Key, MessageId, Unavailable};
+use file::DatabaseFile;
+use queue::Appended;
+use readers::Readers;
+use shared::{Shared, UNAVAILABLE};
+use writer::Writer;
+
+/// The logs of all rooms in one file.
+#[derive(Debug)]
+pub(crate) struct Database {
+    shared: Arc<Shared>,
+    readers: Arc<Readers>,
+    plain: Arc<Plain>,
+    sync: StoreSync,
+    /// The most messages of a room that a new client is given.
+    history_limit: u64,
+    /// True when the writer has ended.
+    ended: watch::Receiver<bool>,
+}
+
+/// How long the writer has for the rest at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Database {
+    /// Opens the database at `path`, and starts to write it.
+    ///
+    /// # Errors
+    /// What is wrong, and the remedy.
+    pub(super) fn open(path: &Path, config: &Config) -> anyhow::Result<Self> {
+        let file = DatabaseFile::open(path)?;
+        let storage = &config.storage;
+        let sync = storage.sync();
+        let (epochs, epoch_min) = begin(&file.connection, sync == StoreSync::Always)?;
+        let memory_max = config.history.total.bytes();
+        let shared = Arc::new(Shared::new(memory_max, epochs, epoch_min));
+        let plain = Arc::new(Plain::new(&config.service));
+        let readers = Arc::new(Readers::new(file.path.clone()));
+        let writer = Writer::new(shared.clone(), file, storage, plain.clone())?;
+        let (has_ended, ended) = watch::channel(false);
+        let for_writer = shared.clone();
+        let write = move || {
+            if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                error!("the writer of the database ended by a fault of this server");
+                let fault = "its writer has ended by a fault of this server".into();
+                for_writer.set_health(Health::Refusing, Some(fault));
+                for_writer.refuse_all();
+            }
+            has_ended.send_replace(true);
+        };
+        let thread = thread::Builder::new().name("database".into());
+        thread.spawn(write).context("cannot start a thread")?;
+        Ok(Self {
+            shared,
+            readers,
+            plain,
+            sync,
+            history_limit: config.history.limit as u64,
+            ended,
+        })
+    }
+}
+
+/// Begins to write: notes whether the database is `certain` to have all that is delivered, and finds where epochs
+/// go on, which is a new one where messages may have been lost.
+fn begin(connection: &Connection, certain: bool) -> rusqlite::Result<(Epochs, u64)> {
+    let select = "SELECT is_certain, epoch_min, max(epoch_max, epoch_min,
+        ifnull((SELECT max(epoch) FROM room), 0)) FROM store";
+    let (was_certain, mut epoch_min, last): (bool, u64, u64) =
+        connection.query_row(select, [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+    let epochs = Epochs::after(last);
+    if !was_certain {
+        epoch_min = epochs.begin();
+        warn!(
+            "the last server that had this database did not end cleanly: its last messages may be \
+             lost, and ids go on in a new epoch"
+        );
+    }
+    let update = "UPDATE store SET is_certain = ?1, epoch_min = ?2";
+    connection.execute(update, (certain, epoch_min))?;
+    Ok((epochs, epoch_min))
+}
+
+impl Backend for Database {
+    fn feed(&self, feed: Weak<dyn Feed>) {
+        self.shared.set_feed(feed);
+    }
+
+    fn open(&self, name: &Arc<str>) -> BoxFuture<'static, Result<Opened, Unavailable>> {
+        // Before the database is read: what is not in the one is in the other.
+        let waiting = self.shared.queue.lock().waiting(name);
+        let (shared, plain, name) = (self.shared.clone(), self.plain.clone(), name.clone());
+        let (limit, epoch_min) = (self.history_limit, shared.epoch_min);
+        let read = self
+            .readers
+            .clone()
+            .read(move |it| rows::open(it, &plain, &name, limit, epoch_min));
+        async move {
+            let opened = match read.await? {
+                Some(opened) => opened,
+                None => Opened {
+                    next: MessageId {
+                        epoch: shared.epochs.begin(),
+                        seq: 1,
+                    },
+                    tail: Vec::new(),
+                },
+            };
+            Ok(with_waiting(opened, &waiting))
+        }
+        .boxed()
+    }
+
+    fn read(
+        &self,
+        name: &str,
+        seqs: Range<u64>,
+    ) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>> {
+        let waiting = self.shared.queue.lock().waiting(name);
+        let (plain, name) = (self.plain.clone(), name.to_owned());
+        let (start, end) = (seqs.start, seqs.end);
+        let read = self
+            .readers
+            .clone()
+            .read(move |it| rows::read(it, &plain, &name, start..end));
+        async move {
+            let mut batches = read.await?;
+            extend_run(&mut batches, &waiting, seqs);
+            Ok(batches)
+        }
+        .boxed()
+    }
+
+    fn find(
+        &self,
+        name: &Arc<str>,
+        key: &Key,
+    ) -> BoxFuture<'static, Result<Option<Found>, Unavailable>> {
+        let found = self.shared.queue.lock().find(name, key);
+        let (plain, name, key) = (self.plain.clone(), name.clone(), key.clone());
+        let readers = self.readers.clone();
+        async move {
+            if found.is_some() {
+                return Ok(found);
+            }
+            readers
+                .read(move |it| rows::find(it, &plain, &name, &key))
+                .await
+        }
+        .boxed()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.shared.is_ready()
+    }
+
+    fn ready(&self) -> BoxFuture<'static, ()> {
+        let shared = self.shared.clone();
+        async move { shared.ready().await }.boxed()
+    }
+
+    fn admit(&self) -> Result<NumberedBy, Unavailable> {
+        match (self.shared.health(), self.sync) {
+            (Health::Refusing, _) => Err(UNAVAILABLE),
+            (_, StoreSync::Always) => Ok(NumberedBy::Store),
+            (_, StoreSync::Everysec | StoreSync::Off) => Ok(NumberedBy::Room),
+        }
+    }
+
+    fn keep(&self, name: &Arc<str>, batch: &Arc<Batch>, clients: usize) {
+        self.shared.keep(name, batch, clients);
+    }
+
+    fn append(&self, name: &Arc<str>, frames: Frames, clients: usize, ticket: Ticket) {
+        self.shared.append(Appended {
+            name: name.clone(),
+            frames,
+            clients,
+            ticket,
+        });
+    }
+
+    fn health(&self) -> Health {
+        self.shared.health()
+    }
+
+    fn fault(&self) -> Option<String> {
+        self.shared.fault()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        self.readers.close();
+        self.shared.close();
+        let (shared, mut ended) = (self.shared.clone(), self.ended.clone());
+        async move {
+            let ended = ended.wait_for(|it| *it);
+            if timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+                let waiting = shared.waiting();
+                error!("the database is too slow: {waiting} messages may be lost");
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// What the database has of a room, and behind it what waits to be written.
+fn with_waiting(mut opened: Opened, waiting: &[Arc<Batch>]) -> Opened {
+    for batch in waiting {
+        let (first, last) = (batch.first_id(), batch.last_id());
+        if last.seq < opened.next.seq {
+            continue;
+        }
+        if first.seq != opened.next.seq {
+            // Others were dropped before it.
+            opened.tail.clear();
+        }
+        opened.next = MessageId {
+            epoch: last.epoch.max(opened.next.epoch),
+            seq: last.seq + 1,
+        };
+        opened.tail.push(batch.without_copies());
+    }
+    opened
+}
+
+/// Goes on with what waits to be written, where that follows.
+fn extend_run(batches: &mut Vec<Batch>, waiting: &[Arc<Batch>], seqs: Range<u64>) {
+    for batch in waiting {
+        let (first, last) = (batch.first_id().seq, batch.last_id().seq);
+        let follows = match batches.last() {
+            Some(before) => first == before.last_id().seq + 1,
+            None => seqs.contains(&first) || (first..=last).contains(&seqs.start),
+        };
+        if follows && first < seqs.end {
+            batches.push(batch.without_copies());
+        }
+    }
+}
