@@ -97,6 +97,9 @@ impl From<Sealed> for PublishError {
     }
 }
 
+/// How many messages a reader is given where new clients get none.
+const READ_LIMIT: usize = 1000;
+
 impl Hub {
     /// A hub without rooms.
     pub(crate) fn new(config: &Config, store: Store) -> Arc<Self> {
@@ -263,9 +266,13 @@ impl Hub {
         room.map_or_else(Clients::default, |room| room.clients(limit))
     }
 
-    /// How many messages a room remembers.
-    pub(crate) fn history_limit(&self) -> usize {
-        self.history.limit
+    /// How many messages a reader is given that does not say how many.
+    pub(crate) fn read_limit(&self) -> usize {
+        match self.history.limit {
+            // A store keeps what new clients do not get.
+            0 if self.store.backend().is_some() => READ_LIMIT,
+            limit => limit,
+        }
     }
 
     /// Whether any message is kept, in memory or in a store.

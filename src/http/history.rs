@@ -45,7 +45,7 @@ impl Routes {
                 ));
             }
         };
-        let limit = request.query.limit()?.unwrap_or(self.hub.history_limit());
+        let limit = request.query.limit()?.unwrap_or(self.hub.read_limit());
         let limit = limit.min(MESSAGES_MAX) as u64;
         let reader = self.hub.read(room, part, limit).await?;
         let resumed = if reader.resumed { "true" } else { "false" };

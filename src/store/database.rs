@@ -128,16 +128,16 @@ impl Backend for Database {
             .clone()
             .read(move |it| rows::open(it, &plain, &name, limit, epoch_min));
         async move {
-            let opened = match read.await? {
-                Some(opened) => opened,
-                None => Opened {
-                    next: MessageId {
-                        epoch: shared.epochs.begin(),
-                        seq: 1,
-                    },
-                    tail: Vec::new(),
-                },
+            let new = || MessageId {
+                epoch: shared.epochs.begin(),
+                seq: 1,
             };
+            // Its first message may be among what waits.
+            let first = || waiting.first().map_or_else(new, |batch| batch.first_id());
+            let opened = read.await?.unwrap_or_else(|| Opened {
+                next: first(),
+                tail: Vec::new(),
+            });
             Ok(with_waiting(opened, &waiting))
         }
         .boxed()
