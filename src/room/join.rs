@@ -116,7 +116,8 @@ impl Room {
         }
     }
 
-    /// Whether the archive has `id`, where nothing else can tell: it has that message, or forgot it last.
+    /// Whether the archive has `id`, or will have: it has that message, forgot it last, or gets it when the
+    /// history evicts it, which may be at any moment.
     ///
     /// # Errors
     /// [`Unavailable`] if the archive cannot be asked.
@@ -124,8 +125,9 @@ impl Room {
         let Some(archive) = &self.archive else {
             return Ok(false);
         };
-        if !matches!(self.locate(&self.log.lock(), id), Located::Earlier(_)) {
-            return Ok(false);
+        match self.locate(&self.log.lock(), id) {
+            Located::Earlier(_) => {}
+            located => return Ok(matches!(located, Located::At(_))),
         }
         let found = archive.read(id.seq..id.seq.saturating_add(2)).await?;
         let Some(first) = found.first().map(Batch::first_id) else {

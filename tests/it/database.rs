@@ -514,3 +514,91 @@ async fn options_of_the_store_need_one_and_exclude_each_other_where_they_must() 
     let output = crate::process::output(crate::process::wscast("--retain-rooms 5")).await;
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// The next event, which is a message.
+async fn message(client: &mut Client) -> Value {
+    let event = client.event().await;
+    assert_eq!(event["type"], "message", "{event}");
+    event
+}
+
+/// The sequence number of the id of a message.
+fn seq(event: &Value) -> u64 {
+    let (_, seq) = event["id"].as_str().unwrap().split_once('-').unwrap();
+    seq.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_see_one_run_wherever_its_messages_are() {
+    const PUBLISHERS: u64 = 4;
+    const MESSAGES: u64 = 500;
+    const ALL: u64 = PUBLISHERS * MESSAGES;
+    for sync in [StoreSync::Always, StoreSync::Everysec] {
+        let place = Place::new();
+        let server = place
+            .serve(|config| {
+                config.storage.sync = Some(sync);
+                // Memory has next to nothing, and rooms are forgotten at once.
+                config.history.limit = 3;
+                config.limits.max_queue = 2;
+                config.limits.max_rooms = 1;
+            })
+            .await;
+        let address = server.address;
+        let publish = move |number: u64| async move {
+            let mut client = RawClient::connect(address).await;
+            for message in 0..MESSAGES {
+                let body = format!("{number} {message}");
+                let answer = client.request("POST /", ALIVE, body).await;
+                assert_eq!(answer.code, 201);
+            }
+        };
+        // One that stays, and one that comes back after every few messages.
+        let follow = move || async move {
+            let mut client = Client::json(address, "/").await;
+            client.event().await;
+            let mut events = Vec::new();
+            while events.len() < ALL as usize {
+                events.push(message(&mut client).await);
+            }
+            events
+        };
+        let hop = move || async move {
+            let (mut events, mut hops) = (Vec::<Value>::new(), 0);
+            let mut random = fastrand::Rng::with_seed(7);
+            while events.len() < ALL as usize {
+                let since = events.last().map_or(String::new(), |it| {
+                    format!("?since={}", it["id"].as_str().unwrap())
+                });
+                let mut client = Client::json(address, &format!("/{since}")).await;
+                let welcome = client.event().await;
+                assert_eq!(welcome["resumed"], !events.is_empty(), "{welcome}");
+                hops += 1;
+                for _ in 0..random.usize(1..40).min(ALL as usize - events.len()) {
+                    events.push(message(&mut client).await);
+                }
+            }
+            assert!(hops > 30, "{hops}");
+            events
+        };
+        let (stays, hops) = (tokio::spawn(follow()), tokio::spawn(hop()));
+        eventually("both are there", || server.monitor.connections() == 2).await;
+        let publishers: Vec<_> = (0..PUBLISHERS)
+            .map(|it| tokio::spawn(publish(it)))
+            .collect();
+        for publisher in publishers {
+            publisher.await.unwrap();
+        }
+        let (stays, hops) = (stays.await.unwrap(), hops.await.unwrap());
+        assert_eq!(
+            stays.iter().map(seq).collect::<Vec<_>>(),
+            (1..=ALL).collect::<Vec<_>>()
+        );
+        assert_eq!(stays, hops);
+        let history = server
+            .request("GET /?history&limit=10000", "", "")
+            .await
+            .json();
+        assert_eq!(history, Value::from(stays));
+    }
+}

@@ -11,6 +11,7 @@ mod contract;
 mod database;
 mod drain;
 mod event_streams;
+mod full_disk;
 mod harness;
 mod history;
 mod http;

@@ -26,7 +26,7 @@ pub(crate) fn wscast_on_one_processor(arguments: &str) -> Command {
 }
 
 /// The binary, started by `starter` if there is one.
-fn started_by(starter: &str, arguments: &str) -> Command {
+pub(crate) fn started_by(starter: &str, arguments: &str) -> Command {
     let words = starter.split_whitespace();
     let mut words = words.chain([env!("CARGO_BIN_EXE_wscast")]);
     let mut command = Command::new(words.next().unwrap());

@@ -168,7 +168,7 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> anyhow::Result<(
 struct Damaged(String);
 
 /// Adds the remedy to errors of SQLite.
-fn explain(error: anyhow::Error) -> anyhow::Error {
+pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     let damaged = |why: &str| {
         anyhow!(
             "the file is damaged ({why}): put a backup in its place, or recover it with the \

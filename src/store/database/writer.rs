@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::{error, info};
 
 use super::care::Care;
-use super::file::DatabaseFile;
+use super::file::{DatabaseFile, explain};
 use super::journal::Journal;
 use super::queue::{Kept, Work};
 use super::retention::{Rooms, Totals, Trimmer};
@@ -107,7 +107,7 @@ impl Writer {
     /// Makes safe what is not yet, and looks after the file.
     fn meet_deadlines(&mut self) {
         if let Err(error) = self.journal.sync_if_due() {
-            return self.fail(&error.into(), 0);
+            return self.fail(error.into(), 0);
         }
         let Self {
             file,
@@ -120,7 +120,7 @@ impl Writer {
             .take(&file.connection, &file.path, retention, *totals)
         {
             Ok(totals) => self.totals = totals,
-            Err(error) => self.fail(&error.into(), 0),
+            Err(error) => self.fail(error.into(), 0),
         }
     }
 
@@ -131,7 +131,7 @@ impl Writer {
             Ok(written) => written,
             Err(error) => {
                 let bytes = work.appended.iter().map(|it| it.frames.bytes()).sum();
-                self.fail(&error.into(), bytes);
+                self.fail(error.into(), bytes);
                 work.appended
                     .iter()
                     .for_each(|it| self.shared.refuse(it.ticket));
@@ -150,7 +150,7 @@ impl Writer {
         }
         match self.journal.sync_if_due() {
             Ok(()) => self.recover(),
-            Err(error) => self.fail(&error.into(), 0),
+            Err(error) => self.fail(error.into(), 0),
         }
     }
 
@@ -239,22 +239,23 @@ impl Writer {
     }
 
     /// Something could not be written: from now on that is tried again and again.
-    fn fail(&mut self, error: &anyhow::Error, bytes: usize) {
+    fn fail(&mut self, error: anyhow::Error, bytes: usize) {
         let is_new = self.failing.is_none();
         let failing = self.failing.get_or_insert(Failing {
             since: Instant::now(),
             bytes: 0,
         });
         failing.bytes = failing.bytes.max(bytes).min(PROBE_MAX);
-        let path = self.file.path.display();
         if is_new {
             let (health, meanwhile) = match self.on_error {
                 OnStoreError::Continue => (Health::Failing, "messages are in memory alone"),
                 OnStoreError::Refuse => (Health::Refusing, "messages are refused"),
             };
-            error!("{path} cannot be written: {error}; {meanwhile} until it can");
-            self.shared
-                .set_health(health, Some(format!("{path} cannot be written: {error}")));
+            let (path, why) = (self.file.path.display(), explain(error));
+            error!("{path} cannot be written: {why}; {meanwhile} until it can");
+            // Anybody may ask for it: without the path.
+            let fault = format!("the database cannot be written: {why}");
+            self.shared.set_health(health, Some(fault));
         }
         self.shared.refuse_all();
     }
@@ -262,13 +263,19 @@ impl Writer {
     /// Tries again what has failed.
     fn try_again(&mut self) {
         self.shared.refuse_all();
+        // What the write-ahead log takes of a full disk can be used again then. It is no fault if not.
+        let checkpoint = "PRAGMA wal_checkpoint(PASSIVE)";
+        self.file
+            .connection
+            .query_row(checkpoint, [], |_| Ok(()))
+            .ok();
         if self.shared.has_work() {
             return self.write();
         }
         let probed = self.probe().map_err(Into::into);
         match probed.and_then(|()| self.journal.sync().map_err(anyhow::Error::from)) {
             Ok(()) => self.recover(),
-            Err(error) => self.fail(&error, 0),
+            Err(error) => self.fail(error, 0),
         }
     }
 
