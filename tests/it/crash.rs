@@ -55,7 +55,7 @@ pub(crate) async fn kill(mut server: Process) -> End {
 }
 
 /// Stops a server as an administrator does.
-async fn stop(mut server: Process) -> End {
+pub(crate) async fn stop(mut server: Process) -> End {
     server.signal("-TERM").await;
     assert_eq!(server.exit_code().await, Some(0));
     End::Stopped

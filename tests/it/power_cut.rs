@@ -4,12 +4,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::{interval, sleep};
 
 use crate::chronicle::Chronicle;
-use crate::crash::{Disk, kill, start, survive};
+use crate::crash::{Disk, kill, start, stop, survive};
+use crate::harness::eventually;
 use crate::process::Process;
 use crate::publishing::{Noted, Poster, Seen};
 use crate::tools;
@@ -155,6 +157,34 @@ async fn a_power_cut_loses_nothing_of_a_room_that_has_gone_quiet() {
 #[tokio::test]
 async fn a_power_cut_loses_a_second_of_a_slow_room() {
     slowly(60, Duration::from_millis(50), Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_clean_end_syncs_what_off_has_not() {
+    let Some(mut disk) = Volatile::new() else {
+        return;
+    };
+    let server = start(&disk, "off").await;
+    let noted = publish(&server, 100, Duration::from_millis(1)).await;
+    // All is in the file, and nothing is synced or left to be written, as after a checkpoint of the server.
+    let other = Connection::open(disk.database()).unwrap();
+    other.pragma_update(None, "synchronous", "OFF").unwrap();
+    let count = "SELECT count(*) FROM message";
+    eventually("all is written", || {
+        other.query_row(count, [], |row| row.get(0)) == Ok(noted.seen.len())
+    })
+    .await;
+    let checkpoint = "PRAGMA wal_checkpoint(PASSIVE)";
+    let (pages, moved): (i64, i64) = other
+        .query_row(checkpoint, [], |row| Ok((row.get(1)?, row.get(2)?)))
+        .unwrap();
+    assert_eq!(pages, moved);
+    // While another program has it open, SQLite does not sync it at the end by itself.
+    let end = stop(server).await;
+    drop(other);
+    disk.ended();
+    let _server = start(&disk, "off").await;
+    Chronicle::default().check(&disk.database(), &noted, end, Duration::ZERO);
 }
 
 #[tokio::test]
