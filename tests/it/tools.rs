@@ -15,10 +15,15 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     if file.exists() {
         return Some(file);
     }
+    left_out(name);
+    None
+}
+
+/// Says on stderr that a test is left out, as the tool `name` is missing, which `WSCAST_TEST_ALL` does not allow.
+pub(crate) fn left_out(name: &str) {
     let all = std::env::var_os("WSCAST_TEST_ALL");
     assert!(all.is_none(), "{name} is missing: tests/run installs it");
     // Directly, as the harness hides the output of tests that pass.
     let line = format!("left out, for want of {name}: a test; tests/run installs it\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
-    None
 }
