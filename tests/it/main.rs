@@ -8,6 +8,7 @@ mod chromium;
 mod cli;
 mod client_module;
 mod contract;
+mod database_file;
 mod drain;
 mod event_streams;
 mod harness;
