@@ -472,7 +472,8 @@ async fn options_of_the_store_need_one_and_exclude_each_other_where_they_must() 
         change(&mut config);
         config.validate().unwrap_err()
     };
-    let store: [(&str, fn(&mut Config)); 7] = [
+    type Change = fn(&mut Config);
+    let store: [(&str, Change); 7] = [
         ("--store-sync", |it| it.storage.sync = Some(StoreSync::Off)),
         ("--on-store-error", |it| {
             it.storage.on_error = Some(OnStoreError::Refuse);

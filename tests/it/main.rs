@@ -11,6 +11,7 @@ mod client_module;
 mod contract;
 mod crash;
 mod database;
+mod database_file;
 mod drain;
 mod event_streams;
 mod full_disk;

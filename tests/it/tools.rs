@@ -1,4 +1,4 @@
-//! Tools that `tests/run` installs from PyPI and npm.
+//! Tools that `tests/run` installs.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ pub(crate) fn path(relative: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(relative)
 }
 
-/// A tool, as `bin/python`, `bin/node` or `node_modules/…`; none, with a line on stderr, where it is missing, which
-/// `WSCAST_TEST_ALL` does not allow.
+/// A tool from PyPI or npm, as `bin/python`, `bin/node` or `node_modules/…`; none, with a line on stderr, where it is
+/// missing, which `WSCAST_TEST_ALL` does not allow.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let file = path("target/test-tools").join(name);
     if file.exists() {
@@ -17,6 +17,16 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     }
     left_out(name);
     None
+}
+
+/// Whether a command of the system is there; a line on stderr where it is not, which `WSCAST_TEST_ALL` does not allow.
+pub(crate) fn is_installed(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    if !is_found {
+        left_out(name);
+    }
+    is_found
 }
 
 /// Says on stderr that a test is left out, as the tool `name` is missing, which `WSCAST_TEST_ALL` does not allow.

@@ -56,6 +56,10 @@ impl DatabaseFile {
 /// One name for each file.
 fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     ensure!(!path.is_dir(), "this is a folder: name a file in it");
+    ensure!(
+        path.is_file() || !path.exists(),
+        "this is not a regular file: name another one"
+    );
     if let Ok(path) = fs::canonicalize(path) {
         return Ok(path);
     }
@@ -171,8 +175,8 @@ struct Damaged(String);
 pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     let damaged = |why: &str| {
         anyhow!(
-            "the file is damaged ({why}): put a backup in its place, or recover it with the \
-             command .recover of sqlite3; it is left as it is"
+            "the file is damaged ({why}): put a backup in its place, or save what is left as \
+             docs/database.md says; it is left as it is"
         )
     };
     if let Some(Damaged(found)) = error.downcast_ref() {
@@ -245,7 +249,7 @@ mod tests {
         bytes[middle..middle + 8192].fill(0xa5);
         fs::write(&ours, &bytes).unwrap();
         let why = refused(&ours);
-        assert!(why.contains("damaged") && why.contains(".recover"), "{why}");
+        assert!(why.contains("damaged") && why.contains("backup"), "{why}");
         assert_eq!(fs::read(&ours).unwrap(), bytes);
     }
 
@@ -254,6 +258,9 @@ mod tests {
         let folder = TempDir::new().unwrap();
         assert!(refused(folder.path()).contains("name a file in it"));
         assert!(refused(&folder.path().join("none/x.db")).contains("create it"));
+        // Of a device, nothing is made beside it either.
+        assert!(refused(Path::new("/dev/null")).contains("regular file"));
+        assert!(!Path::new("/dev/null-lock").exists());
         let path = folder.path().join("x.db");
         let first = DatabaseFile::open(&path).unwrap();
         assert!(refused(&path).contains("another server"));

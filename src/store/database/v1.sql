@@ -31,6 +31,7 @@ CREATE TABLE room (
 CREATE INDEX room_oldest ON room (oldest) WHERE oldest IS NOT NULL;
 CREATE INDEX room_newest ON room (newest);
 
+-- With rowids, as SQLite would give each message of more than 1 KiB a page of its own without them.
 CREATE TABLE message (
     room INTEGER NOT NULL,
     seq INTEGER NOT NULL,
@@ -46,7 +47,7 @@ CREATE TABLE message (
     -- TEXT of a text message, BLOB of a binary one.
     body NOT NULL,
     PRIMARY KEY (room, seq)
-) WITHOUT ROWID;
+);
 
 CREATE INDEX message_key ON message (room, key) WHERE key IS NOT NULL;
 
