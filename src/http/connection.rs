@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::select;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +117,12 @@ impl Http {
         let ended = {
             let mut overdue = pin!(link.overdue(self.times.open_timeout.get()));
             let mut place_needed = pin!(link.evicted.notified().fuse());
-            let mut draining = pin!(self.draining.cancelled().fuse());
+            let draining = async {
+                self.draining.cancelled().await;
+                // The runtime reports what has arrived and was not noticed yet.
+                yield_now().await;
+            };
+            let mut draining = pin!(draining.fuse());
             loop {
                 select! {
                     biased;
@@ -171,9 +177,10 @@ impl Http {
             Ended::Malformed { is_too_large } => {
                 Some(explain(&head.unwrap_or_default(), is_too_large))
             }
-            Ended::Draining => Some(Refusal::draining()),
             Ended::Evicted if !is_answered => Some(Refusal::full()),
-            // A connection that asks for nothing is closed in silence.
+            // A connection that asks for nothing is closed in silence: a browser has some in reserve, and
+            // would take what came unasked for the answer to its next request.
+            Ended::Draining => head.map(|_| Refusal::draining()),
             Ended::Overdue => head.map(|_| Refusal::timed_out()),
             Ended::Evicted | Ended::Served | Ended::Stalled => None,
         };

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::{WebSocketStream, accept_async, accept_hdr_async};
 
 use crate::chromium::*;
+use crate::database::Place;
 use crate::harness::*;
 use crate::process::*;
 use crate::proxy::Proxy;
@@ -198,6 +199,38 @@ async fn both_windows_reconnect_and_send_queued_messages_once() {
     ] {
         client.expect(text).await;
     }
+}
+
+#[tokio::test]
+async fn the_page_goes_on_across_a_restart_of_a_server_with_a_database() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let place = Place::new();
+    let options = format!("--mode broadcast --database {}", place.file().display());
+    let mut server = Process::start(&options).await;
+    let page = browser.open(&format!("http://{}/", server.address)).await;
+    page.until_open().await;
+    page.say("before").await;
+    page.until_last("before").await;
+    server.signal("-TERM").await;
+    assert_eq!(server.exit_code().await, Some(0));
+    let port = server.address.port();
+    let server = Process::spawn(wscast(&format!("--host 127.0.0.1 --port {port} {options}"))).await;
+    page.until_open().await;
+    server.request("POST /", "", "after").await;
+    page.until_last("after").await;
+    let rows = page.rows().await;
+    let again = "Connected again. Nothing is missing.";
+    assert_eq!(rows[rows.len() - 3..], ["before", again, "after"]);
+    page.picture("restart").await;
+    // A new window has both.
+    let other = browser
+        .open_another(&format!("http://{}/", server.address))
+        .await;
+    other.until_last("after").await;
+    let rows = other.rows().await;
+    assert_eq!(rows[rows.len() - 2..], ["before", "after"]);
 }
 
 /// A server whose every connection the test accepts and closes; it accepts any subprotocol.
