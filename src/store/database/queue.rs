@@ -207,3 +207,86 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::testing::{batch, plain};
+    use crate::message::Kind;
+
+    /// A batch of one message.
+    fn one(seq: u64) -> Arc<Batch> {
+        Arc::new(batch(&plain(""), seq, &[(Kind::Text, b"hi")]))
+    }
+
+    fn keep(queue: &mut Queue, room: &str, seq: u64) {
+        queue.keep(&room.into(), one(seq), 0);
+    }
+
+    /// The messages of some work, as `/room 1 2`.
+    fn of(work: &Work) -> Vec<String> {
+        let rooms = work.kept.iter().map(|(name, kept)| {
+            let seqs = kept.iter().map(|it| it.batch.first_id().seq.to_string());
+            [&[name.to_string()][..], &seqs.collect::<Vec<_>>()]
+                .concat()
+                .join(" ")
+        });
+        rooms.collect()
+    }
+
+    #[test]
+    fn what_is_being_written_can_still_be_found_until_it_is_done() {
+        let mut queue = Queue::default();
+        for (room, seq) in [("/a", 1), ("/b", 1), ("/a", 2)] {
+            keep(&mut queue, room, seq);
+        }
+        let work = queue.work();
+        assert_eq!(of(&work), ["/a 1 2", "/b 1"]);
+        keep(&mut queue, "/a", 3);
+        assert_eq!(queue.waiting("/a").len(), 3);
+        queue.done(&work);
+        assert_eq!((queue.waiting("/a").len(), queue.messages()), (1, 1));
+        assert_eq!(of(&queue.work()), ["/a 3"]);
+        let work = queue.work();
+        queue.done(&work);
+        assert!(queue.is_empty() && queue.bytes == 0 && queue.order.is_empty());
+    }
+
+    #[test]
+    fn a_room_that_floods_lets_the_others_go_first() {
+        let mut queue = Queue::default();
+        for seq in 1..=2 * TRANSACTION_MESSAGES as u64 {
+            keep(&mut queue, "/flood", seq);
+        }
+        keep(&mut queue, "/quiet", 1);
+        assert!(!queue.has_space());
+        let work = queue.work();
+        assert_eq!(
+            (work.kept.len(), work.kept[0].1.len()),
+            (1, TRANSACTION_MESSAGES)
+        );
+        queue.done(&work);
+        assert_eq!(of(&queue.work())[0], "/quiet 1");
+    }
+
+    #[test]
+    fn beyond_the_memory_the_oldest_is_dropped_and_its_room_noted() {
+        let mut queue = Queue::default();
+        for (room, seq) in [("/a", 1), ("/b", 1), ("/a", 2)] {
+            keep(&mut queue, room, seq);
+        }
+        let each = one(1).cost();
+        // Also while it is being written.
+        let work = queue.work();
+        queue.drop_beyond(2 * each);
+        assert_eq!(of(&queue.work()), ["/a 2", "/b 1"]);
+        queue.drop_beyond(each);
+        assert_eq!(of(&queue.work()), ["/b 1"]);
+        assert_eq!(Vec::from_iter(queue.work().lost), ["/a".into()]);
+        queue.done(&work);
+        assert!(!queue.is_empty(), "the epoch is still to be begun");
+        let work = queue.work();
+        queue.done(&work);
+        assert!(queue.is_empty() && queue.bytes == 0);
+    }
+}

@@ -356,3 +356,102 @@ fn author([sender, name, key]: [Option<&str>; 3]) -> Option<Arc<Author>> {
     };
     (author != Author::default()).then(|| Arc::new(author))
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::format::testing::plain;
+    use crate::store::database::file::DatabaseFile;
+
+    /// A database whose room `/` has these messages: sequence number, time, name and body.
+    fn database(messages: &[(u64, i64, Option<&str>, &str)]) -> (TempDir, Connection) {
+        let folder = TempDir::new().unwrap();
+        let file = DatabaseFile::open(&folder.path().join("x.db")).unwrap();
+        let connection = file.connection;
+        let room = "INSERT INTO room VALUES (1, '/', 7, 1, ?1, 0, 0, 0)";
+        connection
+            .execute(room, [messages.last().map(|it| it.0)])
+            .unwrap();
+        for (seq, at, name, body) in messages {
+            let insert = "INSERT INTO message (room, seq, epoch, at, name, body) VALUES (1, ?1, 7, ?2, ?3, ?4)";
+            connection
+                .execute(insert, params![seq, at, name, body])
+                .unwrap();
+        }
+        (folder, connection)
+    }
+
+    /// The first and last sequence number, and the name, of each batch.
+    fn shape(batches: &[Batch]) -> Vec<(u64, u64, Option<String>)> {
+        let shape = batches.iter().map(|batch| {
+            let name = batch.author().and_then(|it| it.name.as_ref());
+            let name = name.map(|it| it.to_string());
+            (batch.first_id().seq, batch.last_id().seq, name)
+        });
+        shape.collect()
+    }
+
+    #[test]
+    fn what_was_published_together_is_a_batch_and_a_hole_ends_a_run() {
+        let (ann, bob) = (Some("Ann"), Some("Bob"));
+        let (_folder, database) = database(&[
+            (1, 5, ann, "a"),
+            (2, 5, ann, "b"),
+            (3, 6, ann, "c"),
+            (4, 6, bob, "d"),
+            (7, 6, bob, "e"),
+            (8, 6, bob, "f"),
+        ]);
+        let read = |seqs| shape(&read(&database, &plain(""), "/", seqs).unwrap());
+        let name = |name: &str| Some(name.to_owned());
+        let expected = [
+            (1, 2, name("Ann")),
+            (3, 3, name("Ann")),
+            (4, 4, name("Bob")),
+        ];
+        assert_eq!(read(0..100), expected);
+        assert_eq!(read(2..4), [(2, 2, name("Ann")), (3, 3, name("Ann"))]);
+        assert_eq!(read(5..u64::MAX), [(7, 8, name("Bob"))]);
+        assert_eq!(read(9..100), []);
+        // A room begins with its last run.
+        let opened = open(&database, &plain(""), "/", 1000, 0).unwrap().unwrap();
+        assert_eq!(opened.next, MessageId { epoch: 7, seq: 9 });
+        assert_eq!(shape(&opened.tail), [(7, 8, name("Bob"))]);
+        let opened = open(&database, &plain(""), "/", 1, 9).unwrap().unwrap();
+        assert_eq!(opened.next, MessageId { epoch: 9, seq: 9 });
+        assert_eq!(shape(&opened.tail), [(8, 8, name("Bob"))]);
+        assert!(
+            open(&database, &plain(""), "/other", 1, 9)
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn only_so_much_is_read_at_a_time() {
+        let long = "x".repeat(READ_BYTES / 2);
+        let short: Vec<_> = (1..=600).map(|seq| (seq, 5, None, "x")).collect();
+        let (_folder, database) = database(&short);
+        let count = |database: &Connection, seqs| {
+            let batches = read(database, &plain(""), "/", seqs).unwrap();
+            batches.iter().map(Batch::len).sum::<usize>()
+        };
+        assert_eq!(count(&database, 1..601), READ_MESSAGES as usize);
+        let update = "UPDATE message SET body = ?1 WHERE seq > 10";
+        database.execute(update, [&long]).unwrap();
+        assert_eq!(count(&database, 1..601), 12);
+        // One message in any case.
+        let huge = long.repeat(5);
+        database.execute(update, [&huge]).unwrap();
+        assert_eq!(count(&database, 11..601), 1);
+        // And so of a tail.
+        let opened = open(&database, &plain(""), "/", 1000, 0).unwrap().unwrap();
+        let bytes: usize = opened.tail.iter().map(Batch::frame_bytes).sum();
+        assert!(
+            bytes <= TAIL_BYTES as usize + 100 && bytes > TAIL_BYTES as usize / 2,
+            "{bytes}"
+        );
+    }
+}
