@@ -23,7 +23,7 @@ pub(crate) use archive::Archive;
 pub(crate) use behaviour::Behaviour;
 pub(crate) use join::{Follow, OnGap, Start};
 pub(crate) use keys::{Claim, Claimed};
-pub(crate) use log::{Delivery, Origin, Placed, Room, Sealed};
+pub(crate) use log::{Announced, Delivery, Origin, Placed, Room, Sealed};
 pub(crate) use name::RoomName;
 pub(crate) use presence::{Clients, Headcount};
 pub(crate) use subscription::Subscription;

@@ -75,9 +75,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// lock of that room, in the order of the ids: it must not wait.
     fn keep(&self, name: &Arc<str>, batch: &Arc<Batch>, clients: usize);
 
-    /// Takes messages for the room `name`, which has so many clients, to be numbered. They are delivered or
-    /// refused exactly once, in a bounded time.
-    fn append(&self, name: &Arc<str>, frames: Frames, clients: usize, ticket: Ticket);
+    /// Takes messages for the room `name`, to be numbered. They are delivered or refused exactly once, in a
+    /// bounded time.
+    fn append(&self, name: &Arc<str>, messages: Publishing);
 
     /// How it is.
     fn health(&self) -> Health;
@@ -132,6 +132,17 @@ pub(crate) enum NumberedBy {
     Room,
     /// The store, which [takes](Backend::append) it and delivers it later, through its [`Feed`].
     Store,
+}
+
+/// Messages that a store has to number.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    pub(crate) frames: Frames,
+    /// How many clients their room has.
+    pub(crate) clients: usize,
+    /// The next id as far as the room knows: a log that the store does not have goes on with it.
+    pub(crate) next: MessageId,
+    pub(crate) ticket: Ticket,
 }
 
 /// Names a publication until the store has delivered or refused it.

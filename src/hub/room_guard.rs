@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use super::{Hub, Publication, PublishError, State};
 use crate::format::{Frames, Plain};
 use crate::message::{Key, Unavailable};
-use crate::room::{Behaviour, Claim, Claimed, Delivery, Room};
-use crate::store::{Found, Health, NumberedBy};
+use crate::room::{Announced, Behaviour, Claim, Claimed, Delivery, Room};
+use crate::store::{Found, Health, NumberedBy, Publishing};
 
 /// Keeps a room in the registry. When the last place is given back, a room without messages is removed,
 /// and one with messages becomes evictable: a store does not forget it.
@@ -123,10 +123,16 @@ impl RoomGuard {
         if let Some(backend) = backend
             && backend.admit()? == NumberedBy::Store
         {
-            let clients = self.room.announce()?;
+            let Announced { clients, next } = self.room.announce()?;
             let publications = &hub.publications;
             let (ticket, pending) = publications.begin(self.again(), receipts, claimed);
-            backend.append(name, frames, clients, ticket);
+            let publication = Publishing {
+                frames,
+                clients,
+                next,
+                ticket,
+            };
+            backend.append(name, publication);
             return Ok(Publication::Pending(pending));
         }
         let delivery = self.room.append(frames, receipts, |batch, clients| {

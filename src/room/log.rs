@@ -138,6 +138,15 @@ pub(crate) struct Delivery {
     pub(crate) receipts: Option<Arc<Collector>>,
 }
 
+/// A room at the moment of a publication that the store has to place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Announced {
+    /// How many clients it has.
+    pub(crate) clients: usize,
+    /// The id of its next message.
+    pub(crate) next: MessageId,
+}
+
 /// What became of messages that a store has placed.
 #[derive(Debug)]
 pub(crate) enum Placed {
@@ -240,17 +249,20 @@ impl Room {
     }
 
     /// Announces a publication that the store has to place: the log ends only after it was
-    /// [concluded](Self::conclude). Returns how many clients the room has.
+    /// [concluded](Self::conclude).
     ///
     /// # Errors
     /// As [`append`](Self::append).
-    pub(crate) fn announce(&self) -> Result<usize, Sealed> {
+    pub(crate) fn announce(&self) -> Result<Announced, Sealed> {
         let mut log = self.log.lock();
         if log.sealed {
             return Err(Sealed);
         }
         log.in_flight += 1;
-        Ok(log.registry.len())
+        Ok(Announced {
+            clients: log.registry.len(),
+            next: log.ids.at(log.history.next()),
+        })
     }
 
     /// Ends what [`announce`](Self::announce) began, whether the publication was delivered or not.

@@ -26,12 +26,11 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::epochs::Epochs;
-use super::{Backend, Feed, Found, Health, NumberedBy, Opened, Ticket};
+use super::{Backend, Feed, Found, Health, NumberedBy, Opened, Publishing};
 use crate::config::{Config, StoreSync};
-use crate::format::{Batch, Frames, Plain};
+use crate::format::{Batch, Plain};
 use crate::message::{Key, MessageId, Unavailable};
 use file::DatabaseFile;
-use queue::Appended;
 use readers::Readers;
 use shared::{Shared, UNAVAILABLE};
 use writer::Writer;
@@ -203,13 +202,8 @@ impl Backend for Database {
         self.shared.keep(name, batch, clients);
     }
 
-    fn append(&self, name: &Arc<str>, frames: Frames, clients: usize, ticket: Ticket) {
-        self.shared.append(Appended {
-            name: name.clone(),
-            frames,
-            clients,
-            ticket,
-        });
+    fn append(&self, name: &Arc<str>, messages: Publishing) {
+        self.shared.append(name, messages);
     }
 
     fn health(&self) -> Health {

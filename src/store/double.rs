@@ -10,7 +10,9 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Backend, Fed, Feed, Found, Health, Numbered, NumberedBy, Opened, Store, Ticket};
+use super::{
+    Backend, Fed, Feed, Found, Health, Numbered, NumberedBy, Opened, Publishing, Store, Ticket,
+};
 use crate::format::testing::plain;
 use crate::format::{Batch, BatchBuilder, Frames};
 use crate::message::{Key, Kind, MessageId, Unavailable};
@@ -317,7 +319,8 @@ impl Backend for Double {
         log.keep(batch.first_id(), batch.time(), batch.frames());
     }
 
-    fn append(&self, name: &Arc<str>, frames: Frames, _clients: usize, ticket: Ticket) {
+    fn append(&self, name: &Arc<str>, messages: Publishing) {
+        let Publishing { frames, ticket, .. } = messages;
         let mut state = self.state.lock();
         state.queue.push_back((name.to_string(), frames, ticket));
     }

@@ -603,3 +603,34 @@ async fn clients_see_one_run_wherever_its_messages_are() {
         assert_eq!(history, Value::from(stays));
     }
 }
+
+#[tokio::test]
+async fn a_room_with_clients_goes_on_where_the_database_has_forgotten_it() {
+    for sync in [StoreSync::Always, StoreSync::Everysec] {
+        let place = Place::new();
+        let server = place
+            .serve(|config| {
+                config.storage.sync = Some(sync);
+                config.storage.retain_rooms = Some(1);
+            })
+            .await;
+        let (mut client, _) = json_client(&server, "/a").await;
+        let mut plain = server.client_at("/a").await;
+        post(&server, "/a", numbers([1])).await;
+        let first = client.event().await;
+        // The times of rooms are in seconds.
+        tokio::time::sleep(Duration::from_millis(1010)).await;
+        post(&server, "/b", numbers([1])).await;
+        eventually("the row is gone", || {
+            place.number("SELECT count(*) FROM room WHERE name = '/a'") == 0
+        })
+        .await;
+        post(&server, "/a", numbers([2])).await;
+        let second = client.event().await;
+        let epoch = first["id"].as_str().unwrap().strip_suffix("-1").unwrap();
+        assert_eq!(second["id"], format!("{epoch}-2"));
+        for text in ["1", "2"] {
+            plain.expect(text).await;
+        }
+    }
+}

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 
-use crate::format::{Batch, Frames};
+use crate::format::Batch;
 use crate::message::Key;
-use crate::store::{Found, Ticket};
+use crate::store::{Found, Publishing};
 
 /// Publications on their way to the database: each stays here until it is safe there, so that whoever reads a
 /// room finds it in the one or in the other.
@@ -17,7 +17,7 @@ pub(super) struct Queue {
     /// The rooms of those, the one that has waited for longest first.
     order: VecDeque<Arc<str>>,
     /// Messages that are to be numbered.
-    appended: VecDeque<Appended>,
+    appended: VecDeque<(Arc<str>, Publishing)>,
     messages: usize,
     bytes: usize,
     /// Rooms of which messages were dropped from here.
@@ -32,20 +32,11 @@ pub(super) struct Kept {
     pub(super) clients: usize,
 }
 
-/// A publication that is to be numbered.
-#[derive(Debug)]
-pub(super) struct Appended {
-    pub(super) name: Arc<str>,
-    pub(super) frames: Frames,
-    pub(super) clients: usize,
-    pub(super) ticket: Ticket,
-}
-
 /// What is written in one transaction.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) kept: Vec<(Arc<str>, Vec<Kept>)>,
-    pub(super) appended: Vec<Appended>,
+    pub(super) appended: Vec<(Arc<str>, Publishing)>,
     /// Rooms that have to begin a new epoch.
     pub(super) lost: HashSet<Arc<str>>,
 }
@@ -65,10 +56,10 @@ impl Queue {
         waiting.push_back(Kept { batch, clients });
     }
 
-    pub(super) fn append(&mut self, appended: Appended) {
-        self.messages += appended.frames.len();
-        self.bytes += appended.frames.bytes();
-        self.appended.push_back(appended);
+    pub(super) fn append(&mut self, name: Arc<str>, messages: Publishing) {
+        self.messages += messages.frames.len();
+        self.bytes += messages.frames.bytes();
+        self.appended.push_back((name, messages));
     }
 
     /// Whether publishers need not wait.
@@ -110,13 +101,13 @@ impl Queue {
             }
             work.kept.push((name.clone(), taken));
         }
-        while let Some(next) = self.appended.front()
+        while let Some((_, next)) = self.appended.front()
             && has_space(next.frames.len(), next.frames.bytes())
-            && let Some(next) = self.appended.pop_front()
+            && let Some((name, next)) = self.appended.pop_front()
         {
             self.messages -= next.frames.len();
             self.bytes -= next.frames.bytes();
-            work.appended.push(next);
+            work.appended.push((name, next));
         }
         work
     }
@@ -165,8 +156,8 @@ impl Queue {
     }
 
     /// All that is to be numbered.
-    pub(super) fn take_appended(&mut self) -> VecDeque<Appended> {
-        for it in &self.appended {
+    pub(super) fn take_appended(&mut self) -> VecDeque<(Arc<str>, Publishing)> {
+        for (_, it) in &self.appended {
             self.messages -= it.frames.len();
             self.bytes -= it.frames.bytes();
         }

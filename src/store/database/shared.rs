@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-use super::queue::{Appended, Queue, Work};
+use super::queue::{Queue, Work};
 use crate::format::Batch;
 use crate::message::Unavailable;
 use crate::store::epochs::Epochs;
-use crate::store::{Feed, Health, Ticket};
+use crate::store::{Feed, Health, Publishing, Ticket};
 
 /// The queue of the writer, and what is known of the database without asking it.
 #[derive(Debug)]
@@ -105,9 +105,9 @@ impl Shared {
     }
 
     /// Leaves messages to the writer that are to be numbered.
-    pub(super) fn append(&self, appended: Appended) {
+    pub(super) fn append(&self, name: &Arc<str>, messages: Publishing) {
         let mut queue = self.queue.lock();
-        queue.append(appended);
+        queue.append(name.clone(), messages);
         self.check_space(&queue);
         drop(queue);
         self.work.notify_one();
@@ -182,7 +182,7 @@ impl Shared {
     /// Refuses all publications that are to be numbered.
     pub(super) fn refuse_all(&self) {
         let appended = self.queue.lock().take_appended();
-        appended.iter().for_each(|it| self.refuse(it.ticket));
+        appended.iter().for_each(|(_, it)| self.refuse(it.ticket));
     }
 
     /// A room goes on in a new epoch.

@@ -130,11 +130,11 @@ impl Writer {
         let written = match self.write_work(&work) {
             Ok(written) => written,
             Err(error) => {
-                let bytes = work.appended.iter().map(|it| it.frames.bytes()).sum();
+                let bytes = work.appended.iter().map(|(_, it)| it.frames.bytes()).sum();
                 self.fail(error.into(), bytes);
                 work.appended
                     .iter()
-                    .for_each(|it| self.shared.refuse(it.ticket));
+                    .for_each(|(_, it)| self.shared.refuse(it.ticket));
                 return;
             }
         };
@@ -177,12 +177,8 @@ impl Writer {
         }
         let mut numbered = Vec::new();
         let time = SystemTime::now();
-        for it in &work.appended {
-            let begin = || MessageId {
-                epoch: self.shared.epochs.begin(),
-                seq: 1,
-            };
-            let room = rooms.find_or_create(&it.name, begin)?;
+        for (name, it) in &work.appended {
+            let room = rooms.find_or_create(name, || it.next)?;
             let first = MessageId {
                 epoch: room.epoch.max(self.shared.epoch_min),
                 seq: room.last_seq + 1,
@@ -194,7 +190,7 @@ impl Writer {
                 frames: it.frames.clone(),
                 ticket: Some(it.ticket),
             };
-            numbered.push((it.name.clone(), messages, it.clients));
+            numbered.push((name.clone(), messages, it.clients));
         }
         drop(insert);
         let totals = Trimmer::new(connection, &self.retention).trim(rooms)?;
