@@ -148,7 +148,7 @@ impl Backend for Database {
         name: &str,
         seqs: Range<u64>,
     ) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>> {
-        let waiting = self.shared.queue.lock().waiting(name);
+        let waiting = self.shared.queue.lock().waiting_in(name, seqs.clone());
         let (plain, name) = (self.plain.clone(), name.to_owned());
         let (start, end) = (seqs.start, seqs.end);
         let read = self
@@ -272,5 +272,62 @@ fn extend_run(batches: &mut Vec<Batch>, waiting: &[Arc<Batch>], seqs: Range<u64>
         if follows && first < seqs.end {
             batches.push(batch.without_copies());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::format::BatchBuilder;
+    use crate::message::Kind;
+
+    /// A batch of one message, of so many bytes.
+    fn batch(plain: &Plain, seq: u64, bytes: usize) -> Arc<Batch> {
+        let mut builder = BatchBuilder::default();
+        plain.encode(Kind::Text, "x".repeat(bytes).as_bytes(), &mut builder);
+        let frames = builder.take().unwrap();
+        let first = MessageId { epoch: 7, seq };
+        Arc::new(Batch::new(seq, first, SystemTime::now(), frames))
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_written_is_read_in_bounded_pieces() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("x.db");
+        let config = Config::default();
+        let database = Database::open(&path, &config).unwrap();
+        // Nothing can be written meanwhile.
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let plain = Plain::new(&config.service);
+        let name: Arc<str> = "/".into();
+        const SHORT: u64 = 2000;
+        const ALL: u64 = 2100;
+        for seq in 1..=ALL {
+            let bytes = if seq <= SHORT { 1 } else { 10_000 };
+            database.keep(&name, &batch(&plain, seq, bytes), 0);
+        }
+        let (mut next, mut pieces) = (1, 0);
+        while next <= ALL {
+            let read = database.read(&name, next..ALL + 1).await.unwrap();
+            let (messages, bytes) = read.iter().fold((0, 0), |(messages, bytes), it| {
+                assert_eq!(it.first_id().seq, next + messages);
+                (messages + it.len() as u64, bytes + it.frame_bytes())
+            });
+            assert!(messages > 0 && messages <= 512, "{messages} from {next}");
+            assert!(bytes <= 2 * (64 * 1024 + 10_100), "{bytes} from {next}");
+            next += messages;
+            pieces += 1;
+        }
+        assert!(pieces > 15, "{pieces}");
+        // Not beyond what is asked for.
+        let read = database.read(&name, 5..8).await.unwrap();
+        assert_eq!(read.len(), 3);
+        drop(other);
+        database.close().await;
     }
 }
