@@ -305,6 +305,31 @@ async fn beyond_the_total_the_oldest_messages_of_all_rooms_go() {
 }
 
 #[tokio::test]
+async fn large_messages_cannot_outrun_the_deletion_of_small_ones() {
+    const TOTAL: usize = 1 << 20;
+    let place = Place::new();
+    let file = place.file();
+    let options = format!(
+        "--mode broadcast --store-sync always --retain-total {TOTAL} --database {}",
+        file.display()
+    );
+    let server = Process::start(&options).await;
+    let mut publisher = RawClient::connect(server.address).await;
+    publisher.upgrade("/small?echo=off").await;
+    publisher.send(&frame(FIN | TEXT, b"").repeat(16_000)).await;
+    eventually_async("all small ones are written", async || {
+        place.number("SELECT ifnull(max(last_seq), 0) FROM room") == 16_000
+    })
+    .await;
+    // Of the small ones, a go deletes 10,000: fewer bytes than these.
+    let large = "x".repeat(800_000);
+    let answer = server.request("POST /large", "", &large).await;
+    assert_eq!(answer.code, 201);
+    let total = place.number("SELECT sum(bytes) FROM room");
+    assert!(total <= TOTAL as i64, "{total}");
+}
+
+#[tokio::test]
 async fn the_room_silent_for_longest_goes_and_begins_again_in_a_new_epoch() {
     let place = Place::new();
     let change = |config: &mut Config| {
