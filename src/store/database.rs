@@ -33,6 +33,7 @@ use crate::message::{Key, MessageId, Unavailable};
 use file::DatabaseFile;
 use queue::Appended;
 use readers::Readers;
+use rows::Replay;
 use shared::{Shared, UNAVAILABLE};
 use writer::Writer;
 
@@ -43,8 +44,7 @@ pub(crate) struct Database {
     readers: Arc<Readers>,
     plain: Arc<Plain>,
     sync: StoreSync,
-    /// The most messages of a room that a new client is given.
-    history_limit: u64,
+    replay: Replay,
     /// True when the writer has ended.
     ended: watch::Receiver<bool>,
 }
@@ -85,7 +85,10 @@ impl Database {
             readers,
             plain,
             sync,
-            history_limit: config.history.limit as u64,
+            replay: Replay {
+                messages: config.history.limit as u64,
+                bytes: config.history.bytes.bytes() as u64,
+            },
             ended,
         })
     }
@@ -120,13 +123,16 @@ impl Backend for Database {
 
     fn open(&self, name: &Arc<str>) -> BoxFuture<'static, Result<Opened, Unavailable>> {
         // Before the database is read: what is not in the one is in the other.
-        let waiting = self.shared.queue.lock().waiting(name);
+        let (waiting, has_lost) = {
+            let queue = self.shared.queue.lock();
+            (queue.waiting(name), queue.has_lost(name))
+        };
         let (shared, plain, name) = (self.shared.clone(), self.plain.clone(), name.clone());
-        let (limit, epoch_min) = (self.history_limit, shared.epoch_min);
+        let (replay, epoch_min) = (self.replay, shared.epoch_min);
         let read = self
             .readers
             .clone()
-            .read(move |it| rows::open(it, &plain, &name, limit, epoch_min));
+            .read(move |it| rows::open(it, &plain, &name, replay, epoch_min));
         async move {
             let new = || MessageId {
                 epoch: shared.epochs.begin(),
@@ -137,8 +143,14 @@ impl Backend for Database {
             let opened = read.await?.unwrap_or_else(|| Opened {
                 next: first(),
                 tail: Vec::new(),
+                replay_from: 1,
             });
-            Ok(with_waiting(opened, &waiting))
+            let mut opened = with_waiting(opened, &waiting);
+            if has_lost {
+                // The writer may tell of it before there is a room that could hear that.
+                opened.next.epoch = shared.epochs.begin();
+            }
+            Ok(opened)
         }
         .boxed()
     }
@@ -180,6 +192,10 @@ impl Backend for Database {
                 .await
         }
         .boxed()
+    }
+
+    fn has_lost(&self, name: &str) -> bool {
+        self.shared.queue.lock().has_lost(name)
     }
 
     fn is_ready(&self) -> bool {
@@ -282,6 +298,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::config::Size;
     use crate::format::BatchBuilder;
     use crate::message::Kind;
 
@@ -327,6 +344,31 @@ mod tests {
         // Not beyond what is asked for.
         let read = database.read(&name, 5..8).await.unwrap();
         assert_eq!(read.len(), 3);
+        drop(other);
+        database.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_room_of_which_messages_were_lost_is_opened_in_a_new_epoch() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("x.db");
+        let mut config = Config::default();
+        config.history.total = Size::from(1000);
+        let database = Database::open(&path, &config).unwrap();
+        let plain = Plain::new(&config.service);
+        let name: Arc<str> = "/".into();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        database
+            .shared
+            .set_health(Health::Failing, Some("a test".into()));
+        for seq in 1..=5 {
+            database.keep(&name, &batch(&plain, seq, 600), 0);
+        }
+        assert!(database.has_lost(&name));
+        let Opened { next, tail, .. } = database.open(&name).await.unwrap();
+        assert!(next.epoch > 7 && next.seq == 6, "{next}");
+        assert_eq!(tail[0].first_id().epoch, 7);
         drop(other);
         database.close().await;
     }

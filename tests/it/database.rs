@@ -330,6 +330,31 @@ async fn large_messages_cannot_outrun_the_deletion_of_small_ones() {
 }
 
 #[tokio::test]
+async fn a_new_client_is_given_no_more_bytes_after_a_restart_than_before() {
+    let place = Place::new();
+    let given = async || {
+        let server = place
+            .serve(|config| config.history.bytes = Size::from(3_000_000))
+            .await;
+        if place.number("SELECT count(*) FROM room") == 0 {
+            post(&server, "/", (0..200).map(|_| "x".repeat(30_000))).await;
+        }
+        let (mut client, welcome) = json_client(&server, "/").await;
+        let last = welcome["last_id"].as_str().unwrap();
+        let mut given = 1;
+        while message(&mut client).await["id"] != *last {
+            given += 1;
+        }
+        server.stop().await;
+        given
+    };
+    for _ in 0..2 {
+        let given = given().await;
+        assert!((90..=100).contains(&given), "{given}");
+    }
+}
+
+#[tokio::test]
 async fn the_room_silent_for_longest_goes_and_begins_again_in_a_new_epoch() {
     let place = Place::new();
     let change = |config: &mut Config| {

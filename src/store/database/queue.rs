@@ -198,6 +198,11 @@ impl Queue {
         waiting.take_while(fits).cloned().collect()
     }
 
+    /// Whether messages of a room were dropped from here.
+    pub(super) fn has_lost(&self, name: &str) -> bool {
+        self.lost.contains(name)
+    }
+
     /// The message of a room that waits and has this key.
     pub(super) fn find(&self, name: &str, key: &Key) -> Option<Found> {
         let mut waiting = self.kept.get(name)?.iter();
