@@ -35,6 +35,7 @@ impl Audience {
             Origin {
                 next: MessageId { epoch: 1, seq: 1 },
                 tail: Vec::new(),
+                replay_from: 1,
                 archive: None,
             },
             Arc::default(),

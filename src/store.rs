@@ -58,6 +58,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
         key: &Key,
     ) -> BoxFuture<'static, Result<Option<Found>, Unavailable>>;
 
+    /// Whether messages of the room `name` were lost that it had to keep, and no new epoch tells of that yet.
+    fn has_lost(&self, name: &str) -> bool;
+
     /// Whether it keeps up with what is published: otherwise publishers wait until it is
     /// [ready](Self::ready). What is published nevertheless is taken.
     fn is_ready(&self) -> bool;
@@ -115,6 +118,8 @@ pub(crate) struct Opened {
     pub(crate) next: MessageId,
     /// The last messages, up to that id; as many as the history of a room may hold is enough.
     pub(crate) tail: Vec<Batch>,
+    /// The sequence number from which on messages are for new clients, which may be in the store alone.
+    pub(crate) replay_from: u64,
 }
 
 /// A room that is opened.

@@ -30,6 +30,10 @@ impl Archive for Shelf {
     fn read(&self, seqs: Range<u64>) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>> {
         self.backend.read(&self.name, seqs)
     }
+
+    fn has_lost(&self) -> bool {
+        self.backend.has_lost(&self.name)
+    }
 }
 
 impl Hub {
@@ -41,10 +45,16 @@ impl Hub {
         });
         let (history, limits) = (self.history.clone(), self.limits.clone());
         let total = self.total.clone();
-        let room = move |Opened { next, tail }| {
+        let room = move |opened| {
+            let Opened {
+                next,
+                tail,
+                replay_from,
+            } = opened;
             let origin = Origin {
                 next,
                 tail,
+                replay_from,
                 archive,
             };
             Arc::new(Room::new(behaviour, &history, &limits, origin, total))

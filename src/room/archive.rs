@@ -15,6 +15,9 @@ pub(crate) trait Archive: Debug + Send + Sync {
     /// The messages of the log with these sequence numbers, as far as they are kept: one run that begins
     /// with the first of them that is kept, and may end before the last one.
     fn read(&self, seqs: Range<u64>) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>>;
+
+    /// Whether messages were lost on the way to it, and no new epoch tells of that yet.
+    fn has_lost(&self) -> bool;
 }
 
 /// A read of an archive: the messages, at their positions. What cannot be read counts as evicted there,

@@ -76,12 +76,13 @@ impl History {
     }
 
     /// The same, empty at position `next`, of a log whose earlier messages are in a store: new clients
-    /// get them from there, as many as a history in memory may have.
-    pub(crate) fn archived(self, next: u64) -> Self {
+    /// get them from there, those from `replay_from` on and as many as a history in memory may have.
+    pub(crate) fn archived(self, next: u64, replay_from: u64) -> Self {
+        let limited = next.saturating_sub(self.limit.messages).max(1);
         Self {
             archived: true,
             retained_from: next,
-            replay_from: next.saturating_sub(self.limit.messages).max(1),
+            replay_from: limited.max(replay_from).min(next),
             next,
             ..self
         }

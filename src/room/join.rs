@@ -100,9 +100,15 @@ impl Room {
     pub(super) fn find(&self, log: &Log, id: MessageId, is_archived: bool) -> Located {
         match self.locate(log, id) {
             Located::Earlier(_) if !is_archived => Located::Nowhere,
-            Located::Earlier(next) if !log.ids.is_certain(id) => Located::Uncertain(next),
+            Located::Earlier(next) if !log.ids.is_certain(id) || self.has_lost() => {
+                Located::Uncertain(next)
+            }
             located => located,
         }
+    }
+
+    fn has_lost(&self) -> bool {
+        self.archive.as_ref().is_some_and(|it| it.has_lost())
     }
 
     /// Where the message behind `id` is: [earlier](Located::Earlier) if only the archive can tell.

@@ -91,6 +91,8 @@ pub(crate) struct Origin {
     pub(crate) next: MessageId,
     /// The last messages before that.
     pub(crate) tail: Vec<Batch>,
+    /// The sequence number from which on messages are for new clients, which may be in the archive alone.
+    pub(crate) replay_from: u64,
     /// Where earlier ones are.
     pub(crate) archive: Option<Arc<dyn Archive>>,
 }
@@ -179,13 +181,14 @@ impl Room {
         let Origin {
             next,
             tail,
+            replay_from,
             archive,
         } = origin;
         let total_limit = history.total.bytes();
         let mut history = History::new(history.limit, history.bytes.bytes(), bound.bytes);
         let first = tail.first().map_or(next, Batch::first_id);
         if archive.is_some() {
-            history = history.archived(first.seq);
+            history = history.archived(first.seq, replay_from);
         }
         let of_epoch = tail.iter().map(Batch::first_id);
         let of_epoch = of_epoch.filter(|id| id.epoch == next.epoch).min();
@@ -415,6 +418,7 @@ pub(crate) mod tests {
         let origin = Origin {
             next: MessageId { epoch, seq: 1 },
             tail: Vec::new(),
+            replay_from: 1,
             archive: None,
         };
         Room::new(service.mode.into(), history, limits, origin, total)

@@ -180,6 +180,7 @@ mod tests {
         let origin = Origin {
             next: id(EPOCH, 1),
             tail: Vec::new(),
+            replay_from: 1,
             archive: None,
         };
         let room = Arc::new(Room::new(

@@ -32,6 +32,7 @@ use crate::format::{Batch, Plain};
 use crate::message::{Key, MessageId, Unavailable};
 use file::DatabaseFile;
 use readers::Readers;
+use rows::Replay;
 use shared::{Shared, UNAVAILABLE};
 use writer::Writer;
 
@@ -42,8 +43,7 @@ pub(crate) struct Database {
     readers: Arc<Readers>,
     plain: Arc<Plain>,
     sync: StoreSync,
-    /// The most messages of a room that a new client is given.
-    history_limit: u64,
+    replay: Replay,
     /// True when the writer has ended.
     ended: watch::Receiver<bool>,
 }
@@ -84,7 +84,10 @@ impl Database {
             readers,
             plain,
             sync,
-            history_limit: config.history.limit as u64,
+            replay: Replay {
+                messages: config.history.limit as u64,
+                bytes: config.history.bytes.bytes() as u64,
+            },
             ended,
         })
     }
@@ -119,13 +122,16 @@ impl Backend for Database {
 
     fn open(&self, name: &Arc<str>) -> BoxFuture<'static, Result<Opened, Unavailable>> {
         // Before the database is read: what is not in the one is in the other.
-        let waiting = self.shared.queue.lock().waiting(name);
+        let (waiting, has_lost) = {
+            let queue = self.shared.queue.lock();
+            (queue.waiting(name), queue.has_lost(name))
+        };
         let (shared, plain, name) = (self.shared.clone(), self.plain.clone(), name.clone());
-        let (limit, epoch_min) = (self.history_limit, shared.epoch_min);
+        let (replay, epoch_min) = (self.replay, shared.epoch_min);
         let read = self
             .readers
             .clone()
-            .read(move |it| rows::open(it, &plain, &name, limit, epoch_min));
+            .read(move |it| rows::open(it, &plain, &name, replay, epoch_min));
         async move {
             let new = || MessageId {
                 epoch: shared.epochs.begin(),
@@ -136,8 +142,14 @@ impl Backend for Database {
             let opened = read.await?.unwrap_or_else(|| Opened {
                 next: first(),
                 tail: Vec::new(),
+                replay_from: 1,
             });
-            Ok(with_waiting(opened, &waiting))
+            let mut opened = with_waiting(opened, &waiting);
+            if has_lost {
+                // The writer may tell of it before there is a room that could hear that.
+                opened.next.epoch = shared.epochs.begin();
+            }
+            Ok(opened)
         }
         .boxed()
     }
@@ -147,7 +159,7 @@ impl Backend for Database {
         name: &str,
         seqs: Range<u64>,
     ) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>> {
-        let waiting = self.shared.queue.lock().waiting(name);
+        let waiting = self.shared.queue.lock().waiting_in(name, seqs.clone());
         let (plain, name) = (self.plain.clone(), name.to_owned());
         let (start, end) = (seqs.start, seqs.end);
         let read = self
@@ -179,6 +191,10 @@ impl Backend for Database {
                 .await
         }
         .boxed()
+    }
+
+    fn has_lost(&self, name: &str) -> bool {
+        self.shared.queue.lock().has_lost(name)
     }
 
     fn is_ready(&self) -> bool {
@@ -266,5 +282,88 @@ fn extend_run(batches: &mut Vec<Batch>, waiting: &[Arc<Batch>], seqs: Range<u64>
         if follows && first < seqs.end {
             batches.push(batch.without_copies());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::Size;
+    use crate::format::BatchBuilder;
+    use crate::message::Kind;
+
+    /// A batch of one message, of so many bytes.
+    fn batch(plain: &Plain, seq: u64, bytes: usize) -> Arc<Batch> {
+        let mut builder = BatchBuilder::default();
+        plain.encode(Kind::Text, "x".repeat(bytes).as_bytes(), &mut builder);
+        let frames = builder.take().unwrap();
+        let first = MessageId { epoch: 7, seq };
+        Arc::new(Batch::new(seq, first, SystemTime::now(), frames))
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_written_is_read_in_bounded_pieces() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("x.db");
+        let config = Config::default();
+        let database = Database::open(&path, &config).unwrap();
+        // Nothing can be written meanwhile.
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let plain = Plain::new(&config.service);
+        let name: Arc<str> = "/".into();
+        const SHORT: u64 = 2000;
+        const ALL: u64 = 2100;
+        for seq in 1..=ALL {
+            let bytes = if seq <= SHORT { 1 } else { 10_000 };
+            database.keep(&name, &batch(&plain, seq, bytes), 0);
+        }
+        let (mut next, mut pieces) = (1, 0);
+        while next <= ALL {
+            let read = database.read(&name, next..ALL + 1).await.unwrap();
+            let (messages, bytes) = read.iter().fold((0, 0), |(messages, bytes), it| {
+                assert_eq!(it.first_id().seq, next + messages);
+                (messages + it.len() as u64, bytes + it.frame_bytes())
+            });
+            assert!(messages > 0 && messages <= 512, "{messages} from {next}");
+            assert!(bytes <= 2 * (64 * 1024 + 10_100), "{bytes} from {next}");
+            next += messages;
+            pieces += 1;
+        }
+        assert!(pieces > 15, "{pieces}");
+        // Not beyond what is asked for.
+        let read = database.read(&name, 5..8).await.unwrap();
+        assert_eq!(read.len(), 3);
+        drop(other);
+        database.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_room_of_which_messages_were_lost_is_opened_in_a_new_epoch() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("x.db");
+        let mut config = Config::default();
+        config.history.total = Size::from(1000);
+        let database = Database::open(&path, &config).unwrap();
+        let plain = Plain::new(&config.service);
+        let name: Arc<str> = "/".into();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        database
+            .shared
+            .set_health(Health::Failing, Some("a test".into()));
+        for seq in 1..=5 {
+            database.keep(&name, &batch(&plain, seq, 600), 0);
+        }
+        assert!(database.has_lost(&name));
+        let Opened { next, tail, .. } = database.open(&name).await.unwrap();
+        assert!(next.epoch > 7 && next.seq == 6, "{next}");
+        assert_eq!(tail[0].first_id().epoch, 7);
+        drop(other);
+        database.close().await;
     }
 }

@@ -274,7 +274,11 @@ impl Backend for Double {
             }
             let next = log.next;
             let tail = log.batches(next.seq.saturating_sub(PIECE as u64)..next.seq);
-            Ok(Opened { next, tail })
+            Ok(Opened {
+                next,
+                tail,
+                replay_from: 1,
+            })
         }
         .boxed()
     }
@@ -294,6 +298,10 @@ impl Backend for Double {
             if fails { Err(AWAY) } else { Ok(batches) }
         }
         .boxed()
+    }
+
+    fn has_lost(&self, _name: &str) -> bool {
+        false
     }
 
     fn is_ready(&self) -> bool {

@@ -17,6 +17,7 @@ impl Memory {
         Opened {
             next: MessageId { epoch, seq: 1 },
             tail: Vec::new(),
+            replay_from: 1,
         }
     }
 }

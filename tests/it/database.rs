@@ -305,6 +305,56 @@ async fn beyond_the_total_the_oldest_messages_of_all_rooms_go() {
 }
 
 #[tokio::test]
+async fn large_messages_cannot_outrun_the_deletion_of_small_ones() {
+    const TOTAL: usize = 1 << 20;
+    let place = Place::new();
+    let file = place.file();
+    let options = format!(
+        "--mode broadcast --store-sync always --retain-total {TOTAL} --database {}",
+        file.display()
+    );
+    let server = Process::start(&options).await;
+    let mut publisher = RawClient::connect(server.address).await;
+    publisher.upgrade("/small?echo=off").await;
+    publisher.send(&frame(FIN | TEXT, b"").repeat(16_000)).await;
+    eventually_async("all small ones are written", async || {
+        place.number("SELECT ifnull(max(last_seq), 0) FROM room") == 16_000
+    })
+    .await;
+    // Of the small ones, a go deletes 10,000: fewer bytes than these.
+    let large = "x".repeat(800_000);
+    let answer = server.request("POST /large", "", &large).await;
+    assert_eq!(answer.code, 201);
+    let total = place.number("SELECT sum(bytes) FROM room");
+    assert!(total <= TOTAL as i64, "{total}");
+}
+
+#[tokio::test]
+async fn a_new_client_is_given_no_more_bytes_after_a_restart_than_before() {
+    let place = Place::new();
+    let given = async || {
+        let server = place
+            .serve(|config| config.history.bytes = Size::from(3_000_000))
+            .await;
+        if place.number("SELECT count(*) FROM room") == 0 {
+            post(&server, "/", (0..200).map(|_| "x".repeat(30_000))).await;
+        }
+        let (mut client, welcome) = json_client(&server, "/").await;
+        let last = welcome["last_id"].as_str().unwrap();
+        let mut given = 1;
+        while message(&mut client).await["id"] != *last {
+            given += 1;
+        }
+        server.stop().await;
+        given
+    };
+    for _ in 0..2 {
+        let given = given().await;
+        assert!((90..=100).contains(&given), "{given}");
+    }
+}
+
+#[tokio::test]
 async fn the_room_silent_for_longest_goes_and_begins_again_in_a_new_epoch() {
     let place = Place::new();
     let change = |config: &mut Config| {

@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::rows::{READ_BYTES, READ_MESSAGES};
 use crate::format::Batch;
 use crate::message::Key;
 use crate::store::{Found, Publishing};
@@ -168,6 +170,28 @@ impl Queue {
     pub(super) fn waiting(&self, name: &str) -> Vec<Arc<Batch>> {
         let waiting = self.kept.get(name).into_iter().flatten();
         waiting.map(|it| it.batch.clone()).collect()
+    }
+
+    /// Those with these sequence numbers, the first ones of them: as much as is read at a time.
+    pub(super) fn waiting_in(&self, name: &str, seqs: Range<u64>) -> Vec<Arc<Batch>> {
+        let Some(waiting) = self.kept.get(name) else {
+            return Vec::new();
+        };
+        let from = waiting.partition_point(|it| it.batch.last_id().seq < seqs.start);
+        let (mut messages, mut bytes) = (0, 0);
+        let fits = |batch: &&Arc<Batch>| {
+            let fits = messages < READ_MESSAGES as usize && bytes < READ_BYTES;
+            messages += batch.len();
+            bytes += batch.frame_bytes();
+            fits && batch.first_id().seq < seqs.end
+        };
+        let waiting = waiting.range(from..).map(|it| &it.batch);
+        waiting.take_while(fits).cloned().collect()
+    }
+
+    /// Whether messages of a room were dropped from here.
+    pub(super) fn has_lost(&self, name: &str) -> bool {
+        self.lost.contains(name)
     }
 
     /// The message of a room that waits and has this key.

@@ -204,6 +204,8 @@ pub(super) struct Trimmer<'c> {
     totals: Totals,
     /// Messages that may still be deleted in this go.
     budget: usize,
+    /// Bytes that may be freed in any case: as many as were written, or the bounds could be outrun.
+    written: u64,
 }
 
 impl<'c> Trimmer<'c> {
@@ -216,12 +218,13 @@ impl<'c> Trimmer<'c> {
             since: since.map_or(0, millis),
             totals: Totals::default(),
             budget: DELETED_MAX,
+            written: 0,
         }
     }
 
     /// Whether more may be left to delete.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.budget == 0
+        self.budget == 0 && self.written == 0
     }
 
     /// Deletes what is beyond the bounds of `rooms`, which are written then, and of all rooms together; returns
@@ -238,6 +241,7 @@ impl<'c> Trimmer<'c> {
             bytes: (totals.bytes + written).saturating_sub(bytes),
             ..totals
         };
+        self.written = written.saturating_sub(bytes);
         for room in rows.values_mut() {
             self.trim_room(room)?;
             room.save(self.connection)?;
@@ -377,13 +381,15 @@ impl<'c> Trimmer<'c> {
             let goes = room.last_seq - seq >= limit.messages
                 || room.bytes.saturating_sub(freed) > limit.bytes
                 || at < limit.since;
-            if !goes || self.budget == 0 {
+            if !goes || self.is_exhausted() {
                 (first_seq, oldest) = (seq, Some(at / 1000));
                 break;
             }
-            freed += row.get::<_, u64>(2)?;
+            let bytes = row.get(2)?;
+            freed += bytes;
             last_gone = Some(seq);
-            self.budget -= 1;
+            self.budget = self.budget.saturating_sub(1);
+            self.written = self.written.saturating_sub(bytes);
         }
         drop(rows);
         if let Some(last_gone) = last_gone {

@@ -32,7 +32,7 @@ const READ: &str = "SELECT seq, epoch, at, sender, name, key, body FROM message
 const FIND: &str = "SELECT seq, epoch, at, sender, name, key, body, clients FROM message
     WHERE room = (SELECT id FROM room WHERE name = ?1) AND key = ?2";
 
-const ROOM: &str = "SELECT id, epoch, last_seq FROM room WHERE name = ?1";
+const ROOM: &str = "SELECT id, epoch, last_seq, bytes FROM room WHERE name = ?1";
 
 const SIZES: &str = "SELECT seq, octet_length(body) FROM message WHERE room = ?1 ORDER BY seq DESC";
 
@@ -113,43 +113,68 @@ pub(super) fn millis(time: SystemTime) -> i64 {
     since_1970.as_millis() as i64
 }
 
-/// What is kept of the room `name`: its next id, and its last messages, at most `limit` of them; nothing of a
-/// room that has no row. Ids are of no epoch before `epoch_min`.
+/// How much of a room a new client is given.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Replay {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+/// What is kept of the room `name`: its next id, its last messages, and where the replay for new clients begins;
+/// nothing of a room that has no row. Ids are of no epoch before `epoch_min`.
 pub(super) fn open(
     connection: &Connection,
     plain: &Plain,
     name: &str,
-    limit: u64,
+    replay: Replay,
     epoch_min: u64,
 ) -> rusqlite::Result<Option<Opened>> {
     // One state of the database for all that is read.
     let transaction = connection.unchecked_transaction()?;
     let mut room = transaction.prepare_cached(ROOM)?;
     let room = room.query_row([name], |row| {
-        Ok((row.get(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?))
+        let (epoch, last_seq): (u64, u64) = (row.get(1)?, row.get(2)?);
+        Ok((row.get(0)?, epoch, last_seq, row.get::<_, u64>(3)?))
     });
-    let Some((id, epoch, last_seq)) = room.optional()? else {
+    let Some((id, epoch, last_seq, kept)) = room.optional()? else {
         return Ok(None);
     };
     let next = MessageId {
         epoch: epoch.max(epoch_min),
         seq: last_seq + 1,
     };
-    let from = tail_from(&transaction, id, next.seq, limit.min(TAIL_MESSAGES))?;
+    let tail = Replay {
+        messages: replay.messages.min(TAIL_MESSAGES),
+        bytes: TAIL_BYTES,
+    };
+    let from = last_from(&transaction, id, next.seq, tail)?;
     let tail = Run::of(from..next.seq).read(&transaction, plain, name)?;
-    Ok(Some(Opened { next, tail }))
+    let replay_from = match kept <= replay.bytes {
+        true => 1,
+        false => last_from(&transaction, id, next.seq, replay)?,
+    };
+    Ok(Some(Opened {
+        next,
+        tail,
+        replay_from,
+    }))
 }
 
-/// Where the last messages of a room begin, before `next` and without a hole.
-fn tail_from(connection: &Connection, room: i64, next: u64, limit: u64) -> rusqlite::Result<u64> {
+/// Where the last messages of a room begin that are within `limit`, before `next` and without a hole.
+fn last_from(
+    connection: &Connection,
+    room: i64,
+    next: u64,
+    limit: Replay,
+) -> rusqlite::Result<u64> {
     let mut sizes = connection.prepare_cached(SIZES)?;
     let mut rows = sizes.query([room])?;
     let (mut from, mut bytes) = (next, 0);
-    while next - from < limit
+    while next - from < limit.messages
         && let Some(row) = rows.next()?
     {
-        bytes += row.get::<_, u64>(1)?;
-        if row.get::<_, u64>(0)? + 1 != from || bytes > TAIL_BYTES {
+        bytes += ROW_BYTES + row.get::<_, u64>(1)?;
+        if row.get::<_, u64>(0)? + 1 != from || bytes > limit.bytes {
             break;
         }
         from -= 1;
@@ -383,6 +408,14 @@ mod tests {
         (folder, connection)
     }
 
+    /// So many messages of any size.
+    fn replay(messages: u64) -> Replay {
+        Replay {
+            messages,
+            bytes: u64::MAX,
+        }
+    }
+
     /// The first and last sequence number, and the name, of each batch.
     fn shape(batches: &[Batch]) -> Vec<(u64, u64, Option<String>)> {
         let shape = batches.iter().map(|batch| {
@@ -416,14 +449,18 @@ mod tests {
         assert_eq!(read(5..u64::MAX), [(7, 8, name("Bob"))]);
         assert_eq!(read(9..100), []);
         // A room begins with its last run.
-        let opened = open(&database, &plain(""), "/", 1000, 0).unwrap().unwrap();
+        let opened = open(&database, &plain(""), "/", replay(1000), 0)
+            .unwrap()
+            .unwrap();
         assert_eq!(opened.next, MessageId { epoch: 7, seq: 9 });
         assert_eq!(shape(&opened.tail), [(7, 8, name("Bob"))]);
-        let opened = open(&database, &plain(""), "/", 1, 9).unwrap().unwrap();
+        let opened = open(&database, &plain(""), "/", replay(1), 9)
+            .unwrap()
+            .unwrap();
         assert_eq!(opened.next, MessageId { epoch: 9, seq: 9 });
         assert_eq!(shape(&opened.tail), [(8, 8, name("Bob"))]);
         assert!(
-            open(&database, &plain(""), "/other", 1, 9)
+            open(&database, &plain(""), "/other", replay(1), 9)
                 .unwrap()
                 .is_none()
         );
@@ -447,7 +484,9 @@ mod tests {
         database.execute(update, [&huge]).unwrap();
         assert_eq!(count(&database, 11..601), 1);
         // And so of a tail.
-        let opened = open(&database, &plain(""), "/", 1000, 0).unwrap().unwrap();
+        let opened = open(&database, &plain(""), "/", replay(1000), 0)
+            .unwrap()
+            .unwrap();
         let bytes: usize = opened.tail.iter().map(Batch::frame_bytes).sum();
         assert!(
             bytes <= TAIL_BYTES as usize + 100 && bytes > TAIL_BYTES as usize / 2,
