@@ -2,6 +2,7 @@
 
 mod care;
 mod file;
+mod identity;
 mod journal;
 mod queue;
 mod readers;
@@ -31,6 +32,7 @@ use crate::config::{Config, StoreSync};
 use crate::format::{Batch, Frames, Plain};
 use crate::message::{Key, MessageId, Unavailable};
 use file::DatabaseFile;
+use identity::Identity;
 use queue::Appended;
 use readers::Readers;
 use shared::{Shared, UNAVAILABLE};
@@ -65,8 +67,9 @@ impl Database {
         let memory_max = config.history.total.bytes();
         let shared = Arc::new(Shared::new(memory_max, epochs, epoch_min));
         let plain = Arc::new(Plain::new(&config.service));
-        let readers = Arc::new(Readers::new(file.path.clone()));
-        let writer = Writer::new(shared.clone(), file, storage, plain.clone())?;
+        let identity = Arc::new(Identity::of(&file.path)?);
+        let readers = Arc::new(Readers::new(file.path.clone(), identity.clone()));
+        let writer = Writer::new(shared.clone(), file, identity, storage, plain.clone())?;
         let (has_ended, ended) = watch::channel(false);
         let for_writer = shared.clone();
         let write = move || {

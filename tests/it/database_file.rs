@@ -227,6 +227,43 @@ fn damage(path: &Path) {
 }
 
 #[tokio::test]
+async fn files_that_were_moved_or_deleted_are_a_fault_until_they_are_back() {
+    let mut server = Running::start("--store-sync always").await;
+    server.post("/lobby", "before").await;
+    for file in ["chat.db", "chat.db-wal"] {
+        let (path, away) = (server.path(file), server.path("away"));
+        fs::rename(&path, &away).unwrap();
+        // What a file takes that has no name is lost with the server: nothing may be acknowledged.
+        let refused = server.process.request("POST /lobby", "", "lost").await;
+        assert_eq!(refused.code, 503, "{file}");
+        let line = next_line(&mut server.process.log, "cannot be written").await;
+        assert!(line.contains("put them back"), "{line}");
+        // Nor is another file one of this database.
+        fs::copy(&away, &path).unwrap();
+        assert_eq!(
+            server.process.request("GET /readyz", "", "").await.code,
+            503
+        );
+        fs::rename(&away, &path).unwrap();
+        next_line(&mut server.process.log, "can be written again").await;
+        server.post("/lobby", "after").await;
+    }
+    let texts = |history: Vec<Value>| -> Vec<Value> {
+        history.iter().map(|it| it["text"].clone()).collect()
+    };
+    assert_eq!(
+        texts(server.history("/lobby").await),
+        ["before", "after", "after"]
+    );
+    server.process.child.kill().await.unwrap();
+    server.process = serve(server.folder.path(), "").await;
+    assert_eq!(
+        texts(server.history("/lobby").await),
+        ["before", "after", "after"]
+    );
+}
+
+#[tokio::test]
 async fn each_example_of_the_page_writes_what_it_shows() {
     if !is_installed("sqlite3") {
         return;

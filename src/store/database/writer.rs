@@ -8,6 +8,7 @@ use tracing::{error, info};
 
 use super::care::Care;
 use super::file::{DatabaseFile, explain};
+use super::identity::Identity;
 use super::journal::Journal;
 use super::queue::{Kept, Work};
 use super::retention::{Rooms, Totals, Trimmer};
@@ -24,6 +25,7 @@ use crate::store::{Fed, Health, Numbered};
 pub(super) struct Writer {
     shared: Arc<Shared>,
     file: DatabaseFile,
+    identity: Arc<Identity>,
     plain: Arc<Plain>,
     on_error: OnStoreError,
     retention: Retention,
@@ -60,6 +62,7 @@ impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         file: DatabaseFile,
+        identity: Arc<Identity>,
         storage: &Storage,
         plain: Arc<Plain>,
     ) -> rusqlite::Result<Self> {
@@ -77,6 +80,7 @@ impl Writer {
             care: Care::new(),
             shared,
             file,
+            identity,
             plain,
             on_error: storage.on_error(),
             retention: storage.retention(),
@@ -106,6 +110,9 @@ impl Writer {
 
     /// Makes safe what is not yet, and looks after the file.
     fn meet_deadlines(&mut self) {
+        if let Err(error) = self.identity.check() {
+            return self.fail(error, 0);
+        }
         if let Err(error) = self.journal.sync_if_due() {
             return self.fail(error.into(), 0);
         }
@@ -131,7 +138,7 @@ impl Writer {
             Ok(written) => written,
             Err(error) => {
                 let bytes = work.appended.iter().map(|it| it.frames.bytes()).sum();
-                self.fail(error.into(), bytes);
+                self.fail(error, bytes);
                 work.appended
                     .iter()
                     .for_each(|it| self.shared.refuse(it.ticket));
@@ -155,7 +162,7 @@ impl Writer {
     }
 
     /// Writes `work`, trims, and commits.
-    fn write_work(&self, work: &Work) -> rusqlite::Result<Written> {
+    fn write_work(&self, work: &Work) -> anyhow::Result<Written> {
         let connection = &self.file.connection;
         let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         let mut rooms = Rooms::new(connection, self.totals);
@@ -198,6 +205,7 @@ impl Writer {
         }
         drop(insert);
         let totals = Trimmer::new(connection, &self.retention).trim(rooms)?;
+        self.identity.check()?;
         transaction.commit()?;
         Ok(Written {
             totals,
@@ -272,15 +280,18 @@ impl Writer {
         if self.shared.has_work() {
             return self.write();
         }
-        let probed = self.probe().map_err(Into::into);
-        match probed.and_then(|()| self.journal.sync().map_err(anyhow::Error::from)) {
+        match self
+            .probe()
+            .and_then(|()| self.journal.sync().map_err(anyhow::Error::from))
+        {
             Ok(()) => self.recover(),
             Err(error) => self.fail(error, 0),
         }
     }
 
     /// Writes as much as could not be written, and deletes it.
-    fn probe(&self) -> rusqlite::Result<()> {
+    fn probe(&self) -> anyhow::Result<()> {
+        self.identity.check()?;
         let bytes = self.failing.as_ref().map_or(0, |it| it.bytes);
         let connection = &self.file.connection;
         connection.execute("UPDATE store SET probe = zeroblob(?1)", [bytes])?;
