@@ -230,8 +230,12 @@ impl Backend for Database {
         async move {
             let ended = ended.wait_for(|it| *it);
             if timeout(CLOSE_TIMEOUT, ended).await.is_err() {
-                let waiting = shared.waiting();
-                error!("the database is too slow: {waiting} messages may be lost");
+                match shared.waiting() {
+                    0 => {
+                        warn!("the database is too slow to be closed, but all messages are written")
+                    }
+                    rest => error!("the database is too slow: {rest} messages may be lost"),
+                }
             }
         }
         .boxed()

@@ -420,6 +420,39 @@ async fn a_reader_that_holds_a_transaction_stops_no_publisher_and_the_log_says_w
 }
 
 #[tokio::test]
+async fn a_reader_that_holds_a_transaction_does_not_hold_up_a_stop() {
+    if !is_installed("sqlite3") {
+        return;
+    }
+    let mut server = Running::start("").await;
+    server.post("/lobby", "first").await;
+    let reader = HeldReader::begin(server.folder.path()).await;
+    server.post("/lobby", "last").await;
+    let stopping = Instant::now();
+    server.stop().await;
+    assert!(
+        stopping.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        stopping.elapsed()
+    );
+    // Its end counts as a clean one.
+    server.process = serve(server.folder.path(), "").await;
+    let history = server.history("/lobby").await;
+    let epoch = |message: &Value| {
+        message["id"]
+            .as_str()
+            .unwrap()
+            .split_once('-')
+            .unwrap()
+            .0
+            .to_owned()
+    };
+    let next = server.post("/lobby", "next").await;
+    assert_eq!((history.len(), epoch(&next)), (2, epoch(&history[0])));
+    drop(reader);
+}
+
+#[tokio::test]
 #[ignore = "takes more than a minute"]
 async fn a_reader_that_holds_a_transaction_for_a_minute_stops_no_publisher() {
     if !is_installed("sqlite3") {

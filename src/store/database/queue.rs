@@ -22,6 +22,8 @@ pub(super) struct Queue {
     bytes: usize,
     /// Rooms of which messages were dropped from here.
     lost: HashSet<Arc<str>>,
+    /// How many messages those were.
+    dropped: usize,
 }
 
 /// A batch that its room has numbered.
@@ -89,7 +91,7 @@ impl Queue {
     /// [done](Self::done).
     pub(super) fn work(&mut self) -> Work {
         let mut work = Work {
-            lost: self.lost.clone(),
+            lost: mem::take(&mut self.lost),
             ..Work::default()
         };
         let (mut messages, mut bytes) = (0, 0);
@@ -146,13 +148,16 @@ impl Queue {
             waits && !is_behind
         });
         self.order.extend(behind);
-        for name in &work.lost {
-            self.lost.remove(name);
-        }
+    }
+
+    /// The transaction has failed: what rooms have lost is still to be noted.
+    pub(super) fn failed(&mut self, work: &Work) {
+        self.lost.extend(work.lost.iter().cloned());
     }
 
     /// Drops the oldest batches until the rest takes at most `bytes` of memory.
     pub(super) fn drop_beyond(&mut self, bytes: usize) {
+        let before = self.messages;
         while self.bytes > bytes
             && let Some(name) = self.order.front().cloned()
         {
@@ -162,6 +167,12 @@ impl Queue {
             }
             self.lost.insert(name);
         }
+        self.dropped += before - self.messages;
+    }
+
+    /// How many messages were dropped since the last time.
+    pub(super) fn take_dropped(&mut self) -> usize {
+        mem::take(&mut self.dropped)
     }
 
     /// All that is to be numbered.
@@ -205,5 +216,46 @@ impl Queue {
         if waiting.is_empty() {
             self.kept.remove(name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::format::{BatchBuilder, Plain};
+    use crate::message::{Kind, MessageId};
+
+    fn batch(seq: u64) -> Arc<Batch> {
+        let plain = Plain::new(&Config::default().service);
+        let mut builder = BatchBuilder::default();
+        plain.encode(Kind::Text, b"x", &mut builder);
+        let id = MessageId { epoch: 7, seq };
+        let frames = builder.take().unwrap();
+        Arc::new(Batch::new(seq, id, SystemTime::now(), frames))
+    }
+
+    #[test]
+    fn what_is_dropped_during_a_transaction_is_noted_by_the_next_one() {
+        let mut queue = Queue::default();
+        let name: Arc<str> = "/lobby".into();
+        queue.keep(&name, batch(1), 0);
+        queue.drop_beyond(0);
+        queue.keep(&name, batch(2), 0);
+        let work = queue.work();
+        assert!(work.lost.contains(&name));
+        // The transaction has 2, and 3 is in none.
+        queue.keep(&name, batch(3), 0);
+        queue.drop_beyond(0);
+        queue.keep(&name, batch(4), 0);
+        queue.done(&work);
+        let work = queue.work();
+        assert!(work.lost.contains(&name));
+        // One that fails notes nothing.
+        queue.failed(&work);
+        assert!(queue.work().lost.contains(&name));
+        assert_eq!(queue.take_dropped(), 3);
     }
 }

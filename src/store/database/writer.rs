@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::{error, info};
 
-use super::care::Care;
-use super::file::{DatabaseFile, explain};
+use super::care::{CHECKPOINT_TIMEOUT, Care};
+use super::file::{BUSY_TIMEOUT, DatabaseFile, explain};
 use super::identity::Identity;
 use super::journal::Journal;
 use super::queue::{Kept, Work};
@@ -139,10 +139,7 @@ impl Writer {
             Err(error) => {
                 let bytes = work.appended.iter().map(|it| it.frames.bytes()).sum();
                 self.fail(error, bytes);
-                work.appended
-                    .iter()
-                    .for_each(|it| self.shared.refuse(it.ticket));
-                return;
+                return self.shared.failed(&work);
             }
         };
         self.totals = written.totals;
@@ -301,10 +298,18 @@ impl Writer {
 
     fn recover(&mut self) {
         if let Some(failing) = self.failing.take() {
+            self.shared.set_health(Health::Well, None);
             let path = self.file.path.display();
             let seconds = failing.since.elapsed().as_secs_f32();
             info!("{path} can be written again, after {seconds:.1} s");
-            self.shared.set_health(Health::Well, None);
+            match self.shared.take_dropped() {
+                0 => {}
+                lost => {
+                    error!(
+                        "up to {lost} messages of that time are lost: memory had no room for them"
+                    )
+                }
+            }
         }
     }
 
@@ -318,7 +323,7 @@ impl Writer {
         }
         self.shared.refuse_all();
         let path = self.file.path.display();
-        match self.shared.waiting() {
+        match self.shared.waiting() + self.shared.take_dropped() {
             0 => {}
             rest => error!("{rest} messages are lost: {path} cannot be written"),
         }
@@ -335,7 +340,10 @@ fn finish(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     // A checkpoint syncs the file only if it has something to move there; with --store-sync off, nothing is synced yet.
     connection.execute("UPDATE store SET probe = zeroblob(1)", [])?;
+    // Where another program reads, the write-ahead log stays, which is as safe.
+    connection.busy_timeout(CHECKPOINT_TIMEOUT)?;
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute("UPDATE store SET is_certain = 1, probe = NULL", [])?;
     Ok(())
 }
