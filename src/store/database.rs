@@ -2,6 +2,7 @@
 
 mod care;
 mod file;
+mod identity;
 mod journal;
 mod queue;
 mod readers;
@@ -31,6 +32,7 @@ use crate::config::{Config, StoreSync};
 use crate::format::{Batch, Plain};
 use crate::message::{Key, MessageId, Unavailable};
 use file::DatabaseFile;
+use identity::Identity;
 use readers::Readers;
 use rows::Replay;
 use shared::{Shared, UNAVAILABLE};
@@ -64,8 +66,9 @@ impl Database {
         let memory_max = config.history.total.bytes();
         let shared = Arc::new(Shared::new(memory_max, epochs, epoch_min));
         let plain = Arc::new(Plain::new(&config.service));
-        let readers = Arc::new(Readers::new(file.path.clone()));
-        let writer = Writer::new(shared.clone(), file, storage, plain.clone())?;
+        let identity = Arc::new(Identity::of(&file.path)?);
+        let readers = Arc::new(Readers::new(file.path.clone(), identity.clone()));
+        let writer = Writer::new(shared.clone(), file, identity, storage, plain.clone())?;
         let (has_ended, ended) = watch::channel(false);
         let for_writer = shared.clone();
         let write = move || {
@@ -237,8 +240,12 @@ impl Backend for Database {
         async move {
             let ended = ended.wait_for(|it| *it);
             if timeout(CLOSE_TIMEOUT, ended).await.is_err() {
-                let waiting = shared.waiting();
-                error!("the database is too slow: {waiting} messages may be lost");
+                match shared.waiting() {
+                    0 => {
+                        warn!("the database is too slow to be closed, but all messages are written")
+                    }
+                    rest => error!("the database is too slow: {rest} messages may be lost"),
+                }
             }
         }
         .boxed()

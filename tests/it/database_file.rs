@@ -227,6 +227,43 @@ fn damage(path: &Path) {
 }
 
 #[tokio::test]
+async fn files_that_were_moved_or_deleted_are_a_fault_until_they_are_back() {
+    let mut server = Running::start("--store-sync always").await;
+    server.post("/lobby", "before").await;
+    for file in ["chat.db", "chat.db-wal"] {
+        let (path, away) = (server.path(file), server.path("away"));
+        fs::rename(&path, &away).unwrap();
+        // What a file takes that has no name is lost with the server: nothing may be acknowledged.
+        let refused = server.process.request("POST /lobby", "", "lost").await;
+        assert_eq!(refused.code, 503, "{file}");
+        let line = next_line(&mut server.process.log, "cannot be written").await;
+        assert!(line.contains("put them back"), "{line}");
+        // Nor is another file one of this database.
+        fs::copy(&away, &path).unwrap();
+        assert_eq!(
+            server.process.request("GET /readyz", "", "").await.code,
+            503
+        );
+        fs::rename(&away, &path).unwrap();
+        next_line(&mut server.process.log, "can be written again").await;
+        server.post("/lobby", "after").await;
+    }
+    let texts = |history: Vec<Value>| -> Vec<Value> {
+        history.iter().map(|it| it["text"].clone()).collect()
+    };
+    assert_eq!(
+        texts(server.history("/lobby").await),
+        ["before", "after", "after"]
+    );
+    server.process.child.kill().await.unwrap();
+    server.process = serve(server.folder.path(), "").await;
+    assert_eq!(
+        texts(server.history("/lobby").await),
+        ["before", "after", "after"]
+    );
+}
+
+#[tokio::test]
 async fn each_example_of_the_page_writes_what_it_shows() {
     if !is_installed("sqlite3") {
         return;
@@ -380,6 +417,39 @@ async fn a_reader_that_holds_a_transaction_stops_no_publisher_and_the_log_says_w
     eventually("the log is short again", || size() <= 16 << 20).await;
     server.stop().await;
     server.check_integrity("chat.db").await;
+}
+
+#[tokio::test]
+async fn a_reader_that_holds_a_transaction_does_not_hold_up_a_stop() {
+    if !is_installed("sqlite3") {
+        return;
+    }
+    let mut server = Running::start("").await;
+    server.post("/lobby", "first").await;
+    let reader = HeldReader::begin(server.folder.path()).await;
+    server.post("/lobby", "last").await;
+    let stopping = Instant::now();
+    server.stop().await;
+    assert!(
+        stopping.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        stopping.elapsed()
+    );
+    // Its end counts as a clean one.
+    server.process = serve(server.folder.path(), "").await;
+    let history = server.history("/lobby").await;
+    let epoch = |message: &Value| {
+        message["id"]
+            .as_str()
+            .unwrap()
+            .split_once('-')
+            .unwrap()
+            .0
+            .to_owned()
+    };
+    let next = server.post("/lobby", "next").await;
+    assert_eq!((history.len(), epoch(&next)), (2, epoch(&history[0])));
+    drop(reader);
 }
 
 #[tokio::test]

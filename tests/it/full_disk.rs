@@ -203,6 +203,7 @@ async fn what_memory_forgot_meanwhile_begins_a_new_epoch() {
     lift_limit(&server);
     status(&mut json, "ok").await;
     crate::process::next_line(&mut server.log, "can be written again").await;
+    crate::process::next_line(&mut server.log, "messages of that time are lost").await;
     let answer = server.request("POST /", "", "new").await.json();
     let id = answer["id"].as_str().unwrap();
     let part = |id: &str| {

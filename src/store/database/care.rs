@@ -33,7 +33,7 @@ const VACUUM_PAGES: u64 = 1024;
 const JOURNAL_LARGE: u64 = 64 << 20;
 
 /// How long readers may keep the writer from beginning the write-ahead log anew.
-const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
+pub(super) const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl Care {
     pub(super) fn new() -> Self {

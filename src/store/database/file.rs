@@ -1,6 +1,7 @@
 //! The file of the database: opened, checked, locked and brought to the present schema.
 
 use std::fs::{self, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +62,12 @@ fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
         "this is not a regular file: name another one"
     );
     if let Ok(path) = fs::canonicalize(path) {
+        // Each name has a lock and a write-ahead log of its own: two servers would damage the file.
+        let names = fs::metadata(&path).map_or(1, |it| it.nlink());
+        ensure!(
+            names <= 1,
+            "this file has {names} names (hard links): delete the others, or name a copy of it"
+        );
         return Ok(path);
     }
     let folder = match path.parent() {
@@ -268,6 +275,11 @@ mod tests {
         let link = folder.path().join("link.db");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(refused(&link).contains("another server"));
+        // A hard link would have other files beside it.
+        let hard = folder.path().join("hard.db");
+        fs::hard_link(&path, &hard).unwrap();
+        assert!(refused(&hard).contains("2 names"));
+        fs::remove_file(&hard).unwrap();
         drop(first);
         DatabaseFile::open(&link).unwrap();
     }

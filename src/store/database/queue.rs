@@ -24,6 +24,10 @@ pub(super) struct Queue {
     bytes: usize,
     /// Rooms of which messages were dropped from here.
     lost: HashSet<Arc<str>>,
+    /// Those of them that a transaction notes just now.
+    noting: HashSet<Arc<str>>,
+    /// How many messages those were.
+    dropped: usize,
 }
 
 /// A batch that its room has numbered.
@@ -81,8 +85,9 @@ impl Queue {
     /// The work of the next transaction. What rooms have numbered stays here until it is
     /// [done](Self::done).
     pub(super) fn work(&mut self) -> Work {
+        self.noting.extend(self.lost.drain());
         let mut work = Work {
-            lost: self.lost.clone(),
+            lost: self.noting.clone(),
             ..Work::default()
         };
         let (mut messages, mut bytes) = (0, 0);
@@ -139,13 +144,17 @@ impl Queue {
             waits && !is_behind
         });
         self.order.extend(behind);
-        for name in &work.lost {
-            self.lost.remove(name);
-        }
+        self.noting.clear();
+    }
+
+    /// The transaction has failed: what rooms have lost is still to be noted.
+    pub(super) fn failed(&mut self) {
+        self.lost.extend(self.noting.drain());
     }
 
     /// Drops the oldest batches until the rest takes at most `bytes` of memory.
     pub(super) fn drop_beyond(&mut self, bytes: usize) {
+        let before = self.messages;
         while self.bytes > bytes
             && let Some(name) = self.order.front().cloned()
         {
@@ -155,6 +164,12 @@ impl Queue {
             }
             self.lost.insert(name);
         }
+        self.dropped += before - self.messages;
+    }
+
+    /// How many messages were dropped since the last time.
+    pub(super) fn take_dropped(&mut self) -> usize {
+        mem::take(&mut self.dropped)
     }
 
     /// All that is to be numbered.
@@ -191,7 +206,7 @@ impl Queue {
 
     /// Whether messages of a room were dropped from here.
     pub(super) fn has_lost(&self, name: &str) -> bool {
-        self.lost.contains(name)
+        self.lost.contains(name) || self.noting.contains(name)
     }
 
     /// The message of a room that waits and has this key.
@@ -292,16 +307,41 @@ mod tests {
         }
         let each = one(1).cost();
         // Also while it is being written.
-        let work = queue.work();
+        let _work = queue.work();
         queue.drop_beyond(2 * each);
         assert_eq!(of(&queue.work()), ["/a 2", "/b 1"]);
         queue.drop_beyond(each);
         assert_eq!(of(&queue.work()), ["/b 1"]);
-        assert_eq!(Vec::from_iter(queue.work().lost), ["/a".into()]);
-        queue.done(&work);
+        assert!(queue.has_lost("/a") && !queue.has_lost("/b"));
+        queue.failed();
         assert!(!queue.is_empty(), "the epoch is still to be begun");
         let work = queue.work();
+        assert_eq!(Vec::from_iter(&work.lost), [&"/a".into()]);
+        assert!(queue.has_lost("/a"), "it is not yet begun");
         queue.done(&work);
+        assert!(!queue.has_lost("/a"));
         assert!(queue.is_empty() && queue.bytes == 0);
+    }
+
+    #[test]
+    fn what_is_dropped_during_a_transaction_is_noted_by_the_next_one() {
+        let mut queue = Queue::default();
+        let name: Arc<str> = "/lobby".into();
+        queue.keep(&name, one(1), 0);
+        queue.drop_beyond(0);
+        queue.keep(&name, one(2), 0);
+        let work = queue.work();
+        assert!(work.lost.contains(&name));
+        // The transaction has 2, and 3 is in none.
+        queue.keep(&name, one(3), 0);
+        queue.drop_beyond(0);
+        queue.keep(&name, one(4), 0);
+        queue.done(&work);
+        let work = queue.work();
+        assert!(work.lost.contains(&name));
+        // One that fails notes nothing.
+        queue.failed();
+        assert!(queue.work().lost.contains(&name));
+        assert_eq!(queue.take_dropped(), 3);
     }
 }

@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::file::BUSY_TIMEOUT;
+use super::identity::Identity;
 use super::shared::UNAVAILABLE;
 use crate::message::Unavailable;
 
@@ -18,6 +19,7 @@ use crate::message::Unavailable;
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
+    identity: Arc<Identity>,
     permits: Arc<Semaphore>,
     /// Those that nobody uses.
     idle: Mutex<Vec<Connection>>,
@@ -32,9 +34,10 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Readers {
     /// Readers of the database at `path`.
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf, identity: Arc<Identity>) -> Self {
         Self {
             path,
+            identity,
             permits: Arc::new(Semaphore::new(CONNECTIONS)),
             idle: Mutex::default(),
             warned: Mutex::default(),
@@ -50,13 +53,12 @@ impl Readers {
         let permit = permit.map_err(|_| UNAVAILABLE)?;
         let reading = spawn_blocking(move || {
             let _permit = permit;
-            let connection = self.take()?;
-            let found = read(&connection);
-            match &found {
-                Ok(_) => self.idle.lock().push(connection),
-                Err(error) => self.warn(error),
-            }
-            found
+            let found = self.take().and_then(|connection| {
+                let found = read(&connection)?;
+                self.idle.lock().push(connection);
+                Ok(found)
+            });
+            found.inspect_err(|error| self.warn(error))
         });
         match reading.await {
             Ok(Ok(found)) => Ok(found),
@@ -70,19 +72,18 @@ impl Readers {
         self.idle.lock().clear();
     }
 
-    fn take(&self) -> rusqlite::Result<Connection> {
+    fn take(&self) -> anyhow::Result<Connection> {
         if let Some(connection) = self.idle.lock().pop() {
             return Ok(connection);
         }
+        self.identity.check()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(&self.path, flags).and_then(|connection| {
-            connection.busy_timeout(BUSY_TIMEOUT)?;
-            Ok(connection)
-        });
-        opened.inspect_err(|error| self.warn(error))
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(connection)
     }
 
-    fn warn(&self, error: &rusqlite::Error) {
+    fn warn(&self, error: &anyhow::Error) {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|it| it.elapsed() >= WARN_INTERVAL) {
             *warned = Some(Instant::now());

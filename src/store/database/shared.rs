@@ -162,6 +162,11 @@ impl Shared {
         self.queue.lock().messages()
     }
 
+    /// How many messages memory had no room for since the last time.
+    pub(super) fn take_dropped(&self) -> usize {
+        self.queue.lock().take_dropped()
+    }
+
     /// The work of one transaction.
     pub(super) fn work(&self) -> Work {
         self.queue.lock().work()
@@ -172,6 +177,14 @@ impl Shared {
         let mut queue = self.queue.lock();
         queue.done(work);
         self.check_space(&queue);
+    }
+
+    /// That work has failed; publications that are to be numbered are refused.
+    pub(super) fn failed(&self, work: &Work) {
+        self.queue.lock().failed();
+        work.appended
+            .iter()
+            .for_each(|(_, it)| self.refuse(it.ticket));
     }
 
     /// Refuses a publication.

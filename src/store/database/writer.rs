@@ -6,8 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::{error, info};
 
-use super::care::Care;
-use super::file::{DatabaseFile, explain};
+use super::care::{CHECKPOINT_TIMEOUT, Care};
+use super::file::{BUSY_TIMEOUT, DatabaseFile, explain};
+use super::identity::Identity;
 use super::journal::Journal;
 use super::queue::{Kept, Work};
 use super::retention::{Rooms, Totals, Trimmer};
@@ -24,6 +25,7 @@ use crate::store::{Fed, Health, Numbered};
 pub(super) struct Writer {
     shared: Arc<Shared>,
     file: DatabaseFile,
+    identity: Arc<Identity>,
     plain: Arc<Plain>,
     on_error: OnStoreError,
     retention: Retention,
@@ -60,6 +62,7 @@ impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         file: DatabaseFile,
+        identity: Arc<Identity>,
         storage: &Storage,
         plain: Arc<Plain>,
     ) -> rusqlite::Result<Self> {
@@ -77,6 +80,7 @@ impl Writer {
             care: Care::new(),
             shared,
             file,
+            identity,
             plain,
             on_error: storage.on_error(),
             retention: storage.retention(),
@@ -106,6 +110,9 @@ impl Writer {
 
     /// Makes safe what is not yet, and looks after the file.
     fn meet_deadlines(&mut self) {
+        if let Err(error) = self.identity.check() {
+            return self.fail(error, 0);
+        }
         if let Err(error) = self.journal.sync_if_due() {
             return self.fail(error.into(), 0);
         }
@@ -131,20 +138,18 @@ impl Writer {
             Ok(written) => written,
             Err(error) => {
                 let bytes = work.appended.iter().map(|(_, it)| it.frames.bytes()).sum();
-                self.fail(error.into(), bytes);
-                work.appended
-                    .iter()
-                    .for_each(|(_, it)| self.shared.refuse(it.ticket));
-                return;
+                self.fail(error, bytes);
+                return self.shared.failed(&work);
             }
         };
         self.totals = written.totals;
         self.journal.written();
         self.care.written();
-        self.shared.done(&work);
+        // Before the loss is forgotten.
         for (name, epoch) in written.begun {
             self.shared.begin_epoch(&name, epoch);
         }
+        self.shared.done(&work);
         for (name, messages, clients) in written.numbered {
             self.deliver(&name, &messages, clients);
         }
@@ -155,7 +160,7 @@ impl Writer {
     }
 
     /// Writes `work`, trims, and commits.
-    fn write_work(&self, work: &Work) -> rusqlite::Result<Written> {
+    fn write_work(&self, work: &Work) -> anyhow::Result<Written> {
         let connection = &self.file.connection;
         let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         let mut rooms = Rooms::new(connection, self.totals);
@@ -194,6 +199,7 @@ impl Writer {
         }
         drop(insert);
         let totals = Trimmer::new(connection, &self.retention).trim(rooms)?;
+        self.identity.check()?;
         transaction.commit()?;
         Ok(Written {
             totals,
@@ -268,15 +274,18 @@ impl Writer {
         if self.shared.has_work() {
             return self.write();
         }
-        let probed = self.probe().map_err(Into::into);
-        match probed.and_then(|()| self.journal.sync().map_err(anyhow::Error::from)) {
+        match self
+            .probe()
+            .and_then(|()| self.journal.sync().map_err(anyhow::Error::from))
+        {
             Ok(()) => self.recover(),
             Err(error) => self.fail(error, 0),
         }
     }
 
     /// Writes as much as could not be written, and deletes it.
-    fn probe(&self) -> rusqlite::Result<()> {
+    fn probe(&self) -> anyhow::Result<()> {
+        self.identity.check()?;
         let bytes = self.failing.as_ref().map_or(0, |it| it.bytes);
         let connection = &self.file.connection;
         connection.execute("UPDATE store SET probe = zeroblob(?1)", [bytes])?;
@@ -286,10 +295,18 @@ impl Writer {
 
     fn recover(&mut self) {
         if let Some(failing) = self.failing.take() {
+            self.shared.set_health(Health::Well, None);
             let path = self.file.path.display();
             let seconds = failing.since.elapsed().as_secs_f32();
             info!("{path} can be written again, after {seconds:.1} s");
-            self.shared.set_health(Health::Well, None);
+            match self.shared.take_dropped() {
+                0 => {}
+                lost => {
+                    error!(
+                        "up to {lost} messages of that time are lost: memory had no room for them"
+                    )
+                }
+            }
         }
     }
 
@@ -303,7 +320,7 @@ impl Writer {
         }
         self.shared.refuse_all();
         let path = self.file.path.display();
-        match self.shared.waiting() {
+        match self.shared.waiting() + self.shared.take_dropped() {
             0 => {}
             rest => error!("{rest} messages are lost: {path} cannot be written"),
         }
@@ -320,7 +337,10 @@ fn finish(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     // A checkpoint syncs the file only if it has something to move there; with --store-sync off, nothing is synced yet.
     connection.execute("UPDATE store SET probe = zeroblob(1)", [])?;
+    // Where another program reads, the write-ahead log stays, which is as safe.
+    connection.busy_timeout(CHECKPOINT_TIMEOUT)?;
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute("UPDATE store SET is_certain = 1, probe = NULL", [])?;
     Ok(())
 }
