@@ -1,11 +1,13 @@
 //! Rooms in a database: what survives, what is kept, and what reading it costs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::Barrier;
 use wscast::config::{Config, Mode, OnStoreError, Size, StoreSync, Time};
 
 use crate::harness::*;
@@ -605,15 +607,19 @@ async fn clients_see_one_run_wherever_its_messages_are() {
             }
         };
         // One that stays, and one that comes back after every few messages.
+        let all_joined = Arc::new(Barrier::new(3));
+        let joined = all_joined.clone();
         let follow = move || async move {
             let mut client = Client::json(address, "/").await;
             client.event().await;
+            joined.wait().await;
             let mut events = Vec::new();
             while events.len() < ALL as usize {
                 events.push(message(&mut client).await);
             }
             events
         };
+        let joined_too = all_joined.clone();
         let hop = move || async move {
             let (mut events, mut hops) = (Vec::<Value>::new(), 0);
             let mut random = fastrand::Rng::with_seed(7);
@@ -624,6 +630,9 @@ async fn clients_see_one_run_wherever_its_messages_are() {
                 let mut client = Client::json(address, &format!("/{since}")).await;
                 let welcome = client.event().await;
                 assert_eq!(welcome["resumed"], !events.is_empty(), "{welcome}");
+                if hops == 0 {
+                    joined_too.wait().await;
+                }
                 hops += 1;
                 for _ in 0..random.usize(1..40).min(ALL as usize - events.len()) {
                     events.push(message(&mut client).await);
@@ -633,7 +642,7 @@ async fn clients_see_one_run_wherever_its_messages_are() {
             events
         };
         let (stays, hops) = (tokio::spawn(follow()), tokio::spawn(hop()));
-        eventually("both are there", || server.monitor.connections() == 2).await;
+        all_joined.wait().await;
         let publishers: Vec<_> = (0..PUBLISHERS)
             .map(|it| tokio::spawn(publish(it)))
             .collect();
