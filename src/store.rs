@@ -174,6 +174,9 @@ pub(crate) trait Feed: Debug + Send + Sync {
     /// Refuses a publication: its messages are in no log.
     fn refuse(&self, ticket: Ticket, why: Unavailable);
 
+    /// Refuses all publications that the store has taken: it will deliver none of them.
+    fn refuse_all(&self, why: Unavailable);
+
     /// The room `name` goes on in a new epoch: the store lacks some of its messages, and will for ever.
     fn begin_epoch(&self, name: &str, epoch: u64);
 

@@ -157,7 +157,13 @@ impl Routes {
         claimed: Option<Claimed>,
     ) -> Result<Delivery, Refusal> {
         if !guard.is_ready() {
-            guard.ready().await;
+            // It counts while it waits, as what is incomplete does.
+            let waiting = self.budget.begin();
+            waiting.update(message.payload.len(), 0);
+            select! {
+                () = guard.ready() => {}
+                cut = poll_fn(|cx| waiting.poll_cut(cx)) => return Err(cut.into()),
+            }
         }
         let Message {
             kind,

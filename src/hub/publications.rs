@@ -85,6 +85,12 @@ impl Publications {
         self.waiting.lock().remove(&ticket)
     }
 
+    /// All publications, once.
+    pub(super) fn take_all(&self) -> Vec<Waiting> {
+        let mut waiting = self.waiting.lock();
+        waiting.drain().map(|(_, it)| it).collect()
+    }
+
     /// It has to be delivered again.
     pub(super) fn put_back(&self, ticket: Ticket, waiting: Waiting) {
         self.waiting.lock().insert(ticket, waiting);
@@ -132,6 +138,12 @@ impl Feed for Hub {
 
     fn refuse(&self, ticket: Ticket, why: Unavailable) {
         if let Some(waiting) = self.publications.take(ticket) {
+            waiting.conclude(Err(why.into()));
+        }
+    }
+
+    fn refuse_all(&self, why: Unavailable) {
+        for waiting in self.publications.take_all() {
             waiting.conclude(Err(why.into()));
         }
     }

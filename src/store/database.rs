@@ -23,12 +23,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rusqlite::Connection;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
 use super::epochs::Epochs;
 use super::{Backend, Feed, Found, Health, NumberedBy, Opened, Publishing};
-use crate::config::{Config, StoreSync};
+use crate::config::{Config, OnStoreError, StoreSync};
 use crate::format::{Batch, Plain};
 use crate::message::{Key, MessageId, Unavailable};
 use file::DatabaseFile;
@@ -48,7 +49,15 @@ pub(crate) struct Database {
     replay: Replay,
     /// True when the writer has ended.
     ended: watch::Receiver<bool>,
+    /// Looks whether the disk answers.
+    _watch: AbortOnDropHandle<()>,
 }
+
+/// How long the disk may take for one transaction.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How often it is looked for that.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the writer has for the rest at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,25 +83,47 @@ impl Database {
         let write = move || {
             if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
                 error!("the writer of the database ended by a fault of this server");
-                let fault = "its writer has ended by a fault of this server".into();
-                for_writer.set_health(Health::Refusing, Some(fault));
-                for_writer.refuse_all();
+                for_writer.die();
             }
             has_ended.send_replace(true);
         };
         let thread = thread::Builder::new().name("database".into());
         thread.spawn(write).context("cannot start a thread")?;
+        let watch = tokio::spawn(watch_disk(shared.clone(), storage.on_error()));
         Ok(Self {
             shared,
             readers,
             plain,
             sync,
+            _watch: AbortOnDropHandle::new(watch),
             replay: Replay {
                 messages: config.history.limit as u64,
                 bytes: config.history.bytes.bytes() as u64,
             },
             ended,
         })
+    }
+}
+
+/// Looks whether the writer waits for the disk for too long, which is a fault of its own: such a disk reports none.
+async fn watch_disk(shared: Arc<Shared>, on_error: OnStoreError) {
+    let mut ticks = interval(WATCH_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if shared.busy() < STUCK || shared.health() != Health::Well {
+            continue;
+        }
+        let (health, meanwhile) = match on_error {
+            OnStoreError::Continue => (Health::Failing, "messages are in memory alone"),
+            OnStoreError::Refuse => (Health::Refusing, "messages are refused"),
+        };
+        let seconds = STUCK.as_secs();
+        error!(
+            "the disk of the database has not answered for {seconds} s; {meanwhile} until it does"
+        );
+        let fault = format!("the disk has not answered for {seconds} s");
+        shared.set_health(health, Some(fault));
+        shared.refuse_all();
     }
 }
 
@@ -212,6 +243,7 @@ impl Backend for Database {
     fn admit(&self) -> Result<NumberedBy, Unavailable> {
         match (self.shared.health(), self.sync) {
             (Health::Refusing, _) => Err(UNAVAILABLE),
+            (Health::Failing, _) if self.shared.is_overwhelmed() => Err(UNAVAILABLE),
             (_, StoreSync::Always) => Ok(NumberedBy::Store),
             (_, StoreSync::Everysec | StoreSync::Off) => Ok(NumberedBy::Room),
         }

@@ -11,8 +11,8 @@ use tokio::time::{interval, sleep};
 
 use crate::chronicle::Chronicle;
 use crate::crash::{Disk, kill, start, stop, survive};
-use crate::harness::eventually;
-use crate::process::Process;
+use crate::harness::{RawClient, eventually};
+use crate::process::{Process, next_line};
 use crate::publishing::{Noted, Poster, Seen};
 use crate::tools;
 
@@ -62,6 +62,11 @@ impl Volatile {
         self.numbered(self.cuts + 1)
     }
 
+    /// While this file exists, no sync ends.
+    fn standstill(&self) -> PathBuf {
+        self.folder.path().join("standstill")
+    }
+
     fn numbered(&self, number: usize) -> PathBuf {
         let folder = self.folder.path().canonicalize().unwrap();
         folder.join(number.to_string())
@@ -77,7 +82,8 @@ impl Disk for Volatile {
         server
             .env("LD_PRELOAD", &self.library)
             .env("POWERCUT_DISK", self.present())
-            .env("POWERCUT_SHADOW", self.shadow());
+            .env("POWERCUT_SHADOW", self.shadow())
+            .env("POWERCUT_STANDSTILL", self.standstill());
     }
 
     fn ended(&mut self) {
@@ -197,4 +203,41 @@ async fn a_database_survives_10_power_cuts() {
         let silence = Duration::from_millis(fastrand::u64(0..1000));
         slowly(20, Duration::from_millis(50), silence).await;
     }
+}
+
+/// A disk that reports no error, and does not end what it was asked to do.
+async fn stand_still(policy: &str) {
+    let Some(disk) = Volatile::new() else {
+        return;
+    };
+    let mut server = start(&disk, policy).await;
+    let post = async |server: &Process| server.request("POST /", "", "hi").await.code;
+    assert_eq!(post(&server).await, 201);
+    std::fs::write(disk.standstill(), "").unwrap();
+    let mut waiting = RawClient::connect(server.address).await;
+    let request =
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
+    waiting.send(request).await;
+    next_line(&mut server.log, "has not answered for 5 s").await;
+    let ready = server.request("GET /readyz", "", "").await;
+    let (refused, code) = match policy {
+        "always" => (503, 503),
+        _ => (201, 200),
+    };
+    assert_eq!(
+        (post(&server).await, ready.code),
+        (refused, code),
+        "{policy}"
+    );
+    assert!(ready.body.contains("has not answered"), "{}", ready.body);
+    std::fs::remove_file(disk.standstill()).unwrap();
+    next_line(&mut server.log, "can be written again").await;
+    assert_eq!(waiting.answer().await.code, 201);
+    assert_eq!(post(&server).await, 201);
+    assert_eq!(server.request("GET /readyz", "", "").await.body, "ok");
+}
+
+#[tokio::test]
+async fn a_disk_that_stands_still_is_a_fault_until_it_goes_on() {
+    tokio::join!(stand_still("always"), stand_still("everysec"));
 }

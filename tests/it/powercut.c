@@ -2,6 +2,8 @@
 // folder POWERCUT_DISK to the folder POWERCUT_SHADOW each time that the file is synced, and only then. Files that are
 // deleted are so at once in both.
 //
+// As long as there is a file POWERCUT_STANDSTILL, no sync ends.
+//
 // It copies through the descriptor that is synced: to open and close the file here would drop SQLite's locks. And it
 // is slow, as disks are, so that a power cut often hits the time of a sync.
 
@@ -72,6 +74,9 @@ static void keep(int descriptor) {
 static int sync_by(const char *name, int descriptor) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     usleep(SYNC_MICROSECONDS);
+    const char *standstill = getenv("POWERCUT_STANDSTILL");
+    while (standstill && access(standstill, F_OK) == 0)
+        usleep(SYNC_MICROSECONDS);
     int result = real(descriptor);
     if (result == 0)
         keep(descriptor);

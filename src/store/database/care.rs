@@ -79,9 +79,16 @@ impl Care {
             }
         }
         if std::mem::take(&mut self.was_written) {
-            if give_back(connection)? {
-                self.due = Instant::now();
-                self.was_written = true;
+            match give_back(connection)? {
+                Given::Some => {
+                    self.due = Instant::now();
+                    self.was_written = true;
+                }
+                // The file shrinks when this has reached it.
+                Given::Rest => {
+                    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+                }
+                Given::Nothing => {}
             }
             self.shorten_journal(connection, path)?;
         }
@@ -110,18 +117,30 @@ impl Care {
     }
 }
 
-/// Gives free pages back to the file system, some at a time; returns whether there are more.
-fn give_back(connection: &Connection) -> rusqlite::Result<bool> {
+/// What of the free pages was given back.
+enum Given {
+    Nothing,
+    /// Some, and there are more.
+    Some,
+    /// The last ones.
+    Rest,
+}
+
+/// Gives free pages back to the file system, some at a time.
+fn give_back(connection: &Connection) -> rusqlite::Result<Given> {
     let count = |pragma| connection.pragma_query_value(None, pragma, |it| it.get::<_, u64>(0));
     let (free, pages) = (count("freelist_count")?, count("page_count")?);
     let spare = FREE_PAGES + pages / 16;
     if free <= spare {
-        return Ok(false);
+        return Ok(Given::Nothing);
     }
     let given = (free - spare).min(VACUUM_PAGES);
     let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({given})"))?;
     let mut rows = vacuum.query([])?;
     // Each step gives back one page.
     while rows.next()?.is_some() {}
-    Ok(free - given > spare)
+    Ok(match free - given > spare {
+        true => Given::Some,
+        false => Given::Rest,
+    })
 }

@@ -51,6 +51,9 @@ pub(super) struct Work {
 const TRANSACTION_MESSAGES: usize = 4096;
 const TRANSACTION_BYTES: usize = 8 << 20;
 
+/// Rooms of which it is noted that they have lost messages.
+const LOST_MAX: usize = 10_000;
+
 impl Queue {
     pub(super) fn keep(&mut self, name: &Arc<str>, batch: Arc<Batch>, clients: usize) {
         self.messages += batch.len();
@@ -207,6 +210,11 @@ impl Queue {
     /// Whether messages of a room were dropped from here.
     pub(super) fn has_lost(&self, name: &str) -> bool {
         self.lost.contains(name) || self.noting.contains(name)
+    }
+
+    /// Whether so many rooms have lost messages that no more can be noted.
+    pub(super) fn has_lost_too_many(&self) -> bool {
+        self.lost.len() + self.noting.len() >= LOST_MAX
     }
 
     /// The message of a room that waits and has this key.

@@ -348,6 +348,7 @@ impl<'c> Trimmer<'c> {
             .prepare_cached("DELETE FROM room WHERE id = ?1")?;
         delete.execute([room.id])?;
         self.totals.rooms -= 1;
+        self.budget = self.budget.saturating_sub(1);
         // A room of that name begins in a later epoch, whatever the clock says.
         let note = "UPDATE store SET epoch_max = max(epoch_max, ?1)";
         self.connection

@@ -30,7 +30,11 @@ pub(super) struct Shared {
     is_ready: Notify,
     health: AtomicU8,
     fault: Mutex<Option<String>>,
+    /// Since when the writer has been at what it does.
+    busy_since: Mutex<Option<Instant>>,
     is_closing: AtomicBool,
+    /// Whether the writer has ended by a fault: nothing is written any more.
+    is_dead: AtomicBool,
 }
 
 /// What the writer does next.
@@ -62,6 +66,8 @@ impl Shared {
             is_ready: Notify::new(),
             health: AtomicU8::new(Health::Well as u8),
             fault: Mutex::default(),
+            busy_since: Mutex::default(),
+            is_dead: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
         }
     }
@@ -107,10 +113,19 @@ impl Shared {
     /// Leaves messages to the writer that are to be numbered.
     pub(super) fn append(&self, name: &Arc<str>, messages: Publishing) {
         let mut queue = self.queue.lock();
+        if self.is_dead.load(Ordering::Relaxed) {
+            drop(queue);
+            return self.refuse(messages.ticket);
+        }
         queue.append(name.clone(), messages);
         self.check_space(&queue);
         drop(queue);
         self.work.notify_one();
+    }
+
+    /// Whether so many rooms have lost messages that no more can be noted.
+    pub(super) fn is_overwhelmed(&self) -> bool {
+        self.health() != Health::Well && self.queue.lock().has_lost_too_many()
     }
 
     pub(super) fn health(&self) -> Health {
@@ -201,6 +216,28 @@ impl Shared {
     /// A room goes on in a new epoch.
     pub(super) fn begin_epoch(&self, name: &str, epoch: u64) {
         self.feed().inspect(|feed| feed.begin_epoch(name, epoch));
+    }
+
+    /// The writer begins or ends something that may wait for the disk.
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        *self.busy_since.lock() = is_busy.then(Instant::now);
+    }
+
+    /// How long the writer has been at what it does.
+    pub(super) fn busy(&self) -> Duration {
+        let since = *self.busy_since.lock();
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The writer has ended by a fault: publications that wait for it are refused, and all later ones.
+    pub(super) fn die(&self) {
+        let queue = self.queue.lock();
+        self.is_dead.store(true, Ordering::Relaxed);
+        drop(queue);
+        let fault = "its writer has ended by a fault of this server: restart the server".into();
+        self.set_health(Health::Refusing, Some(fault));
+        self.refuse_all();
+        self.feed().inspect(|feed| feed.refuse_all(UNAVAILABLE));
     }
 
     pub(super) fn set_health(&self, health: Health, fault: Option<String>) {

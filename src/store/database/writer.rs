@@ -91,12 +91,18 @@ impl Writer {
     /// Writes until the store is closed.
     pub(super) fn run(mut self) {
         loop {
-            match self.shared.wait(self.due(), self.failing.is_some()) {
+            let turn = self.shared.wait(self.due(), self.failing.is_some());
+            self.shared.set_busy(true);
+            match turn {
                 Turn::Work => self.write(),
                 Turn::Due if self.failing.is_some() => self.try_again(),
                 Turn::Due => self.meet_deadlines(),
                 Turn::Close => return self.finish(),
             }
+            if self.failing.is_none() {
+                self.recover();
+            }
+            self.shared.set_busy(false);
         }
     }
 
@@ -294,10 +300,13 @@ impl Writer {
     }
 
     fn recover(&mut self) {
-        if let Some(failing) = self.failing.take() {
+        let failing = self.failing.take();
+        // The disk may have come back late without any error.
+        if failing.is_some() || self.shared.health() != Health::Well {
             self.shared.set_health(Health::Well, None);
             let path = self.file.path.display();
-            let seconds = failing.since.elapsed().as_secs_f32();
+            let seconds = failing.map_or_else(|| self.shared.busy(), |it| it.since.elapsed());
+            let seconds = seconds.as_secs_f32();
             info!("{path} can be written again, after {seconds:.1} s");
             match self.shared.take_dropped() {
                 0 => {}
