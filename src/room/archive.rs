@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::time::sleep;
 
 use crate::format::Batch;
 use crate::message::Unavailable;
@@ -20,19 +21,35 @@ pub(crate) trait Archive: Debug + Send + Sync {
     fn has_lost(&self) -> bool;
 }
 
-/// A read of an archive: the messages, at their positions. What cannot be read counts as evicted there,
-/// too.
+/// A read of an archive: the messages, at their positions. What cannot be read, several times, counts as
+/// evicted there, too.
 pub(super) type Reading = BoxFuture<'static, Vec<Arc<Batch>>>;
 
 /// Reads the messages at `positions` of a log whose positions are its sequence numbers and `offset`.
-pub(super) fn read(archive: &dyn Archive, offset: u64, positions: Range<u64>) -> Reading {
+pub(super) fn read(archive: &Arc<dyn Archive>, offset: u64, positions: Range<u64>) -> Reading {
     let seq = |position: u64| position.wrapping_sub(offset);
-    let reading = archive.read(seq(positions.start)..seq(positions.end));
+    let seqs = seq(positions.start)..seq(positions.end);
+    let mut reading = archive.read(seqs.clone());
+    let archive = archive.clone();
     let place = move |batch: Batch| {
         let position = batch.first_id().seq.wrapping_add(offset);
         Arc::new(batch.at(position))
     };
-    reading
-        .map(move |read| read.unwrap_or_default().into_iter().map(place).collect())
-        .boxed()
+    async move {
+        let mut tries = 1;
+        let batches = loop {
+            match reading.await {
+                Ok(batches) => break batches,
+                Err(_) if tries == TRIES => break Vec::new(),
+                Err(why) => sleep(why.retry_after).await,
+            }
+            tries += 1;
+            reading = archive.read(seqs.clone());
+        };
+        batches.into_iter().map(place).collect()
+    }
+    .boxed()
 }
+
+/// How often a read is tried: a disk that fails for a moment has not forgotten anything.
+const TRIES: u32 = 3;

@@ -137,7 +137,7 @@ impl Reader {
                 None => before = log.history.retained_from().min(end),
             }
         }
-        let archive = self.archive.as_deref();
+        let archive = self.archive.as_ref();
         let reading = archive.map(|it| archive::read(it, self.offset, first..before));
         Look::Evicted { before, reading }
     }

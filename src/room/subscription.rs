@@ -257,7 +257,7 @@ impl Subscription {
         if self.next < retained_from
             && let (Some(archive), Some(key)) = (&self.room.archive, self.key)
         {
-            let reading = archive::read(&**archive, log.ids.offset(), self.next..retained_from);
+            let reading = archive::read(archive, log.ids.offset(), self.next..retained_from);
             self.reading = Some(Box::new(reading));
             log.set_reads(key, Reads::Archive);
             return Ok(());

@@ -88,6 +88,24 @@ async fn a_room_that_cannot_be_opened_is_refused_for_now() {
 }
 
 #[tokio::test]
+async fn a_read_that_fails_is_tried_again() {
+    let double = Double::new(NumberedBy::Room);
+    let server = Arc::new(serve(&double, |_| {}).await);
+    post(&server, "/", 1..=20).await;
+    double.set_cannot_be_read(true);
+    let reading = tokio::spawn({
+        let server = server.clone();
+        async move { server.request("GET /?history&limit=20", "", "").await }
+    });
+    eventually("it is read", || double.reads() > 0).await;
+    double.set_cannot_be_read(false);
+    let messages = reading.await.unwrap().json();
+    let texts = messages.as_array().unwrap().iter().map(|it| &it["text"]);
+    let expected: Vec<_> = (1..=20).map(|it| json!(it.to_string())).collect();
+    assert!(texts.eq(&expected), "{messages}");
+}
+
+#[tokio::test]
 async fn a_slow_client_is_served_from_the_store_after_memory_has_forgotten() {
     let double = Double::new(NumberedBy::Room);
     let server = serve(&double, |config| {
