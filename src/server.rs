@@ -53,6 +53,7 @@ pub async fn run(config: &Config, signals: Signals, log: &Log) -> anyhow::Result
     let mut stop = signals.stop()?;
     descriptors::raise_limit(config.limits.max_connections);
     let server = select! {
+        biased;
         server = Server::bind(config.clone()) => server?,
         () = &mut stop => return Ok(()),
     };
@@ -85,17 +86,20 @@ impl Server {
     /// # Errors
     /// One line that names the option and the remedy.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        config.validate().map_err(|message| anyhow!(message))?;
-        let store = Store::open(&config)?;
-        Self::bind_with(config, store).await
+        Self::bind_with(config, Store::open).await
     }
 
-    /// The same, with logs in `store`.
-    async fn bind_with(config: Config, store: Store) -> anyhow::Result<Self> {
+    /// The same, with logs in the store that `open` opens.
+    async fn bind_with(
+        config: Config,
+        open: impl FnOnce(&Config) -> anyhow::Result<Store>,
+    ) -> anyhow::Result<Self> {
+        config.validate().map_err(|message| anyhow!(message))?;
         let listening = &config.listening;
         let listeners = listen(&listening.host, listening.port, &config.times).await?;
         let only_local = listeners.iter().all(Listener::is_local);
-        let hub = Hub::new(&config, store);
+        // Not before it is certain that the server begins: an open store notes whether it ends well.
+        let hub = Hub::new(&config, open(&config)?);
         let draining = CancellationToken::new();
         let admission = Admission::new(&config.access, &config.listening.host, only_local);
         let budget = Arc::new(Budget::new(

@@ -27,7 +27,11 @@ async fn serve(double: &Arc<Double>, change: impl FnOnce(&mut Config)) -> TestSe
         config.history.limit = 5;
         change(config);
     });
-    TestServer::run(Server::bind_with(config, double.store()).await.unwrap())
+    TestServer::run(
+        Server::bind_with(config, |_| Ok(double.store()))
+            .await
+            .unwrap(),
+    )
 }
 
 /// A client of the JSON format that has read its welcome, and the welcome.

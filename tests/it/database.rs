@@ -518,6 +518,20 @@ async fn a_room_of_100_000_messages_is_joined_at_once() {
 }
 
 #[tokio::test]
+async fn a_server_that_cannot_listen_leaves_the_database_alone() {
+    let place = Place::new();
+    let taken = Process::start("").await;
+    let options = format!(
+        "--host 127.0.0.1 --port {} --database {}",
+        taken.address.port(),
+        place.file().display()
+    );
+    let output = crate::process::output(crate::process::wscast(&options)).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!place.file().exists());
+}
+
+#[tokio::test]
 async fn options_of_the_store_need_one_and_exclude_each_other_where_they_must() {
     let refused = |change: fn(&mut Config)| {
         let mut config = Config::default();
