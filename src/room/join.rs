@@ -195,3 +195,52 @@ impl Room {
         (subscription, start)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use futures_util::FutureExt;
+    use futures_util::future::{BoxFuture, ready};
+
+    use super::*;
+    use crate::config::{Config, Mode};
+    use crate::format::{BatchBuilder, Plain};
+    use crate::message::Kind;
+    use crate::room::{Archive, Origin};
+
+    /// An archive without messages.
+    #[derive(Debug)]
+    struct Empty;
+
+    impl Archive for Empty {
+        fn read(&self, _: Range<u64>) -> BoxFuture<'static, Result<Vec<Batch>, Unavailable>> {
+            ready(Ok(Vec::new())).boxed()
+        }
+
+        fn has_lost(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn what_memory_has_counts_as_archived_as_it_may_be_evicted_before_the_join() {
+        let config = Config::with(|config| config.service.mode = Mode::Broadcast);
+        let id = |seq| MessageId { epoch: 7, seq };
+        let origin = Origin {
+            next: id(5),
+            tail: Vec::new(),
+            replay_from: 1,
+            archive: Some(Arc::new(Empty)),
+        };
+        let (history, limits) = (&config.history, &config.limits);
+        let mode = config.service.mode.into();
+        let room = Arc::new(Room::new(mode, history, limits, origin, Arc::default()));
+        let mut builder = BatchBuilder::default();
+        Plain::new(&config.service).encode(Kind::Text, b"hi", &mut builder);
+        let frames = builder.take().unwrap();
+        room.append(frames, false, |_, _| {}).unwrap();
+        let is_archived = |seq| room.is_archived(id(seq)).now_or_never().unwrap().unwrap();
+        assert_eq!([3, 5, 6].map(is_archived), [false, true, false]);
+    }
+}

@@ -382,6 +382,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_room_whose_first_message_waits_goes_on_behind_that() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("x.db");
+        let config = Config::default();
+        let database = Database::open(&path, &config).unwrap();
+        // Nothing can be written meanwhile.
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (plain, name) = (Plain::new(&config.service), Arc::from("/"));
+        database.keep(&name, &batch(&plain, 1, 1), 0);
+        let opened = database.open(&name).await.unwrap();
+        assert_eq!(opened.next, MessageId { epoch: 7, seq: 2 });
+        assert_eq!(opened.tail.len(), 1);
+        drop(other);
+        database.close().await;
+    }
+
+    #[tokio::test]
     async fn a_room_of_which_messages_were_lost_is_opened_in_a_new_epoch() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("x.db");
