@@ -221,7 +221,7 @@ async fn a_refused_message_is_reported_to_its_sender_alone() {
     // Nothing is admitted at all: the next ones are judged for themselves.
     double.set_takes_nothing(true);
     assert_eq!(sender.event().await, status("unavailable"));
-    // One that joins now is told as well.
+    // One that joins now gets it as well.
     let (mut late, _) = json_client(&server, "/").await;
     assert_eq!(late.event().await, status("unavailable"));
     for text in ["one", "three"] {

@@ -10,7 +10,7 @@ use crate::format::Batch;
 use crate::message::Key;
 use crate::store::{Found, Publishing};
 
-/// Publications on their way to the database: each stays here until it is safe there, so that whoever reads a
+/// Publications on their way to the database: each stays here until it is safe there, so that a reader of a
 /// room finds it in the one or in the other.
 #[derive(Debug, Default)]
 pub(super) struct Queue {

@@ -21,7 +21,7 @@ pub(super) struct Readers {
     path: PathBuf,
     identity: Arc<Identity>,
     permits: Arc<Semaphore>,
-    /// Those that nobody uses.
+    /// Those that are not in use.
     idle: Mutex<Vec<Connection>>,
     /// When the last line about an error was logged.
     warned: Mutex<Option<Instant>>,

@@ -328,7 +328,7 @@ impl<'c> Trimmer<'c> {
         Ok(self.totals)
     }
 
-    /// Forgets the room that nobody has published in for longest.
+    /// Forgets the room that has been silent for longest.
     fn forget_silent_room(&mut self) -> rusqlite::Result<()> {
         let select = format!("SELECT {COLUMNS} FROM room ORDER BY newest LIMIT 1");
         let mut select = self.connection.prepare_cached(&select)?;
@@ -398,7 +398,7 @@ impl<'c> Trimmer<'c> {
             let mut delete = self.connection.prepare_cached(delete)?;
             delete.execute(params![room.id, last_gone])?;
         }
-        // What is counted may differ where somebody else has written to the file.
+        // What is counted may differ where another program has written to the file.
         let freed = match oldest {
             None => room.bytes,
             Some(_) => freed.min(room.bytes),

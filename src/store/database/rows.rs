@@ -338,7 +338,7 @@ impl<'a> Batches<'a> {
         let (kind, payload) = match row.get_ref(6)? {
             ValueRef::Blob(payload) => (Kind::Binary, payload),
             ValueRef::Text(payload) => (Kind::Text, payload),
-            // Written by somebody else.
+            // Written by another program.
             _ => (Kind::Text, &b""[..]),
         };
         self.plain.encode(kind, payload, &mut self.builder);
