@@ -238,7 +238,10 @@ async fn a_refused_message_is_reported_to_its_sender_alone() {
     assert_eq!(reason, "store unavailable: a message was not taken");
     let answer = server.request("GET /readyz", "", "").await;
     assert_eq!(answer.code, 503);
-    assert_eq!(answer.body, "the store is unavailable: it is told to\n");
+    assert_eq!(
+        answer.body,
+        "the store is unavailable: the test has it fail\n"
+    );
     assert_eq!(server.request("GET /healthz", "", "").await.code, 200);
     double.set_takes_nothing(false);
     assert_eq!(server.request("GET /readyz", "", "").await.code, 200);

@@ -36,7 +36,7 @@ use file::DatabaseFile;
 use identity::Identity;
 use readers::Readers;
 use rows::Replay;
-use shared::{Shared, UNAVAILABLE};
+use shared::{Shared, UNAVAILABLE, meanwhile};
 use writer::Writer;
 
 /// The logs of all rooms in one file.
@@ -113,10 +113,7 @@ async fn watch_disk(shared: Arc<Shared>, on_error: OnStoreError) {
         if shared.busy() < STUCK || shared.health() != Health::Well {
             continue;
         }
-        let (health, meanwhile) = match on_error {
-            OnStoreError::Continue => (Health::Failing, "messages are in memory alone"),
-            OnStoreError::Refuse => (Health::Refusing, "messages are refused"),
-        };
+        let (health, meanwhile) = meanwhile(on_error);
         let seconds = STUCK.as_secs();
         error!(
             "the disk of the database has not answered for {seconds} s; {meanwhile} until it does"

@@ -356,7 +356,7 @@ impl Backend for Double {
 
     fn fault(&self) -> Option<String> {
         let takes_nothing = self.state.lock().takes_nothing;
-        takes_nothing.then(|| "it is told to".into())
+        takes_nothing.then(|| "the test has it fail".into())
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::queue::{Queue, Work};
+use crate::config::OnStoreError;
 use crate::format::Batch;
 use crate::message::Unavailable;
 use crate::store::epochs::Epochs;
@@ -52,6 +53,14 @@ pub(super) enum Turn {
 pub(super) const UNAVAILABLE: Unavailable = Unavailable {
     retry_after: Duration::from_secs(1),
 };
+
+/// What becomes of messages while the database cannot be written, and how the log says that.
+pub(super) fn meanwhile(on_error: OnStoreError) -> (Health, &'static str) {
+    match on_error {
+        OnStoreError::Continue => (Health::Failing, "messages are in memory alone"),
+        OnStoreError::Refuse => (Health::Refusing, "messages are refused"),
+    }
+}
 
 impl Shared {
     pub(super) fn new(memory_max: usize, epochs: Epochs, epoch_min: u64) -> Self {
@@ -103,8 +112,9 @@ impl Shared {
         let mut queue = self.queue.lock();
         queue.keep(name, batch.clone(), clients);
         match self.health() {
-            Health::Well => self.check_space(&queue),
-            Health::Failing | Health::Refusing => queue.drop_beyond(self.memory_max),
+            // What was taken before it refused is not given up, and no more comes.
+            Health::Well | Health::Refusing => self.check_space(&queue),
+            Health::Failing => queue.drop_beyond(self.memory_max),
         }
         drop(queue);
         self.work.notify_one();
@@ -255,6 +265,33 @@ impl Shared {
         let was_behind = self.is_behind.swap(is_behind, Ordering::Relaxed);
         if was_behind && !is_behind {
             self.is_ready.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::testing::{batch, plain};
+    use crate::message::Kind;
+
+    #[test]
+    fn only_what_goes_on_from_memory_is_given_up_where_that_has_no_room() {
+        for (health, kept) in [
+            (Health::Well, 2),
+            (Health::Refusing, 2),
+            (Health::Failing, 0),
+        ] {
+            let shared = Shared::new(0, Epochs::after(0), 0);
+            let keep = |seq| {
+                let batch = batch(&plain(""), seq, &[(Kind::Text, b"hi")]);
+                shared.keep(&"/".into(), &Arc::new(batch), 0);
+            };
+            keep(1);
+            shared.set_health(health, None);
+            // One that was admitted just before.
+            keep(2);
+            assert_eq!(shared.waiting(), kept, "{health:?}");
         }
     }
 }

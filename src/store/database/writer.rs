@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::queue::{Kept, Work};
 use super::retention::{Rooms, Totals, Trimmer};
 use super::rows::{self, Insert};
-use super::shared::{Shared, Turn};
+use super::shared::{Shared, Turn, meanwhile};
 use crate::config::{OnStoreError, Retention, Storage, StoreSync};
 use crate::format::{Batch, Plain};
 use crate::message::MessageId;
@@ -255,10 +255,7 @@ impl Writer {
         });
         failing.bytes = failing.bytes.max(bytes).min(PROBE_MAX);
         if is_new {
-            let (health, meanwhile) = match self.on_error {
-                OnStoreError::Continue => (Health::Failing, "messages are in memory alone"),
-                OnStoreError::Refuse => (Health::Refusing, "messages are refused"),
-            };
+            let (health, meanwhile) = meanwhile(self.on_error);
             let (path, why) = (self.file.path.display(), explain(error));
             error!("{path} cannot be written: {why}; {meanwhile} until it can");
             // Anybody may ask for it: without the path.
