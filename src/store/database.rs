@@ -7,6 +7,7 @@ mod journal;
 mod queue;
 mod readers;
 mod retention;
+mod rooms;
 mod rows;
 mod shared;
 mod writer;

@@ -8,7 +8,8 @@ use tracing::warn;
 
 use super::file::BUSY_TIMEOUT;
 use super::journal::journal_path;
-use super::retention::{Rooms, Totals, Trimmer};
+use super::retention::Trimmer;
+use super::rooms::{Rooms, Totals};
 use crate::config::Retention;
 
 /// Looks after the file once a second.

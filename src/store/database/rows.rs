@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, params};
 
-use super::retention::RoomRow;
+use super::rooms::RoomRow;
 use crate::format::{Batch, BatchBuilder, Frames, Plain};
 use crate::message::{Author, Key, Kind, MessageId};
 use crate::store::{Found, Opened};
